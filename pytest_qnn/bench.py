@@ -1,0 +1,144 @@
+"""One pytest process's bench: target, runtime processes, references and records, behind the fixtures."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_qnn.artifacts.array_cache import ArrayCache
+from pytest_qnn.backend import Backend
+from pytest_qnn.errors import BackendUnavailableError
+from pytest_qnn.markers import BackendRequest
+from pytest_qnn.model.onnx_file import read_model
+from pytest_qnn.runners.ort import LoadedModel, LoadRequest
+from pytest_qnn.runners.process import Limits, ProcessPool
+from pytest_qnn.runners.reference import Reference, ReferenceRunner
+from pytest_qnn.session import Session
+from pytest_qnn.settings import Settings
+from pytest_qnn.targets import open_target
+from pytest_qnn.targets.target import Plan
+from pytest_qnn.verdict.latency import LatencyBudget
+
+if TYPE_CHECKING:
+    from pytest_qnn.records.record import Record
+
+KEPT_MODELS = 8  # loaded models kept for the next who asks for the same; older ones are freed, and reload if used
+
+
+@dataclass
+class CurrentTest:
+    """The test that is running: its id, its marks' values, and the records it makes."""
+
+    nodeid: str = ""
+    worker: str = ""
+    tolerance_marks: tuple[Mapping[str, Any], ...] = ()
+    budget_marks: tuple[Mapping[str, Any], ...] = ()
+    options: tuple[str, ...] = ()
+    records: list[Record] = field(default_factory=list)
+    published: int = 0
+    ran: list[str] = field(default_factory=list)
+
+
+class Bench:
+    """Everything that lives as long as the pytest process.
+
+    Args:
+        settings: of the project.
+        root: pytest's root folder; paths in commands are relative to it.
+    """
+
+    def __init__(self, settings: Settings, root: Path | None = None) -> None:
+        self.settings, self.root = settings, root or Path.cwd()
+        self.target = open_target(settings)
+        self.pool = ProcessPool()
+        self.limits = Limits(settings.load_timeout, settings.run_timeout, settings.memory_limit_mb)
+        self._loaded: OrderedDict[LoadRequest, LoadedModel] = OrderedDict()
+        self.references = ReferenceRunner(
+            self.load_shared,
+            ArrayCache(settings.cache_dir or default_cache_folder(), settings.cache_limit_mb),
+            self.limits,
+        )
+        self.test = CurrentTest()
+        self._precision: dict[str, str] = {}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions that decide results."""
+        return {name: metadata.version(name) for name in ("onnxruntime", "onnx", "numpy")}
+
+    def backend(self, request: BackendRequest) -> Backend:
+        """The backend that a test asked for.
+
+        Raises:
+            BackendUnavailableError: it isn't here.
+        """
+        if request.serial is not None:
+            raise BackendUnavailableError(
+                f"device {request.serial!r} is not attached: target {self.target.name!r} has no devices with serials"
+            )
+        if request.kind is not None and request.kind != self.target.name:
+            raise BackendUnavailableError(
+                f"the test wants a target of kind {request.kind!r}, this run has {self.target.name!r}"
+            )
+        if reason := self.target.missing(request.name):
+            raise BackendUnavailableError(f"backend {request.name!r} is not available: {reason}")
+        return Backend(self, request)
+
+    def load_shared(self, request: LoadRequest, subject: str, limits: Limits) -> LoadedModel:
+        """A loaded model for ``request``: the one that is there, or a new one."""
+        loaded = self._loaded.pop(request, None)
+        if loaded is None:
+            loaded = LoadedModel(self.pool, request, subject, limits)
+        self._loaded[request] = loaded
+        while len(self._loaded) > KEPT_MODELS:
+            self._loaded.popitem(last=False)[1].close()
+        return loaded
+
+    def float_precision(self, plan: Plan) -> str:
+        """What a backend computes float models in, found out by running one: "float32" or "float16"."""
+        if plan.process not in self._precision:
+            from pytest_qnn.runners.precision import probe_precision
+
+            self._precision[plan.process] = probe_precision(self, plan)
+        return self._precision[plan.process]
+
+    def latency_budget(self, session: Session) -> LatencyBudget | None:
+        """The budget that applies to ``session``: marks of the test (nearest value wins), then the configuration."""
+        values: dict[str, Any] = {}
+        for mark in self.test.budget_marks:
+            values = {**mark, **values}
+        if not values:
+            for rule in self.settings.latency_budgets:
+                if rule.matches(session.model.path.name, None, session.backend):
+                    values = dict(rule.values)
+                    break
+        return LatencyBudget.from_values(values, "latency_budget") if values else None
+
+    def reference(self, model: str | os.PathLike[str], dimensions: Mapping[str, int] | None = None) -> Reference:
+        """The onnxruntime CPU reference of a model.
+
+        Raises:
+            ModelError: the model can't be used.
+        """
+        return Reference(self.references, read_model(model, dimensions))
+
+    def note_run(self, session: Session) -> None:
+        """Remember that the running test used a backend, so that a test that judges nothing can be named."""
+        self.test.ran.append(session.subject)
+
+    def close(self) -> None:
+        """End the runtime processes; nothing is left running."""
+        self.pool.close()
+        self.references.close()
+
+
+def default_cache_folder() -> Path:
+    """``pytest-qnn/references`` in the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("pytest-qnn") / "references"

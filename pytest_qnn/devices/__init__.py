@@ -1,0 +1,1 @@
+"""Which device: SoCs, and later inventory and leases."""

@@ -1,0 +1,89 @@
+"""Every error that the project raises, by whose problem it is.
+
+* :class:`TargetError`: the bench. A test that raises it is an *error* in pytest's words, whatever phase it came from.
+* :class:`UsageError`: what was asked for makes no sense (a wrong option, model or input). Fix the test.
+* :class:`VerdictError`: the model or the backend was judged and found wanting. A test that raises it is a *failure*.
+"""
+
+from __future__ import annotations
+
+
+class QnnError(Exception):
+    """Base class of all errors of pytest-qnn."""
+
+
+# --- the bench -------------------------------------------------------------------------------------------------------
+
+
+class TargetError(QnnError):
+    """Something is wrong with the bench: never a verdict about the model, never a pass."""
+
+
+class BackendUnavailableError(TargetError):
+    """The backend isn't there. The message says what is missing and how to get it."""
+
+
+class RuntimeCrashError(TargetError):
+    """The process that hosts the QNN runtime died."""
+
+
+class TargetTimeoutError(TargetError):
+    """The runtime did not answer before its deadline; its process was killed."""
+
+
+class TargetMemoryError(TargetError):
+    """The runtime's process grew beyond its memory limit and was killed."""
+
+
+class ExecutionError(TargetError):
+    """The runtime reported an error while it executed a model."""
+
+
+# --- what was asked for -----------------------------------------------------------------------------------------------
+
+
+class UsageError(QnnError):
+    """What was asked for makes no sense; the message says what to change."""
+
+
+class OptionError(UsageError, ValueError):
+    """A backend option, marker argument or setting has an unknown name or a bad value."""
+
+
+class ModelError(UsageError, ValueError):
+    """A model file is missing, broken, or doesn't fit what it is used for."""
+
+
+class InputError(UsageError, ValueError):
+    """Inputs don't fit the model: names, shapes, dtypes or values."""
+
+
+class ArtifactError(UsageError):
+    """A compiled artifact can't be trusted: altered, truncated, or made for something else."""
+
+
+class CompileError(QnnError):
+    """The backend refused the model; the message carries the backend's own reason."""
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+class VerdictError(QnnError, AssertionError):
+    """Base class of failed assertions. ``verdict`` holds what was judged."""
+
+    def __init__(self, message: str, verdict: object = None) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
+class AccuracyError(VerdictError):
+    """Outputs are not as good as they must be."""
+
+
+class LatencyError(VerdictError):
+    """A latency budget was exceeded (or, with ``--qnn-strict-latency``, could not be decided)."""
+
+
+class PlacementError(VerdictError):
+    """Nodes did not run on the backend that was asked for."""

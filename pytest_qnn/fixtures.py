@@ -1,0 +1,75 @@
+"""The fixtures that a test sees. Heavy imports happen inside, on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_qnn.errors import BackendUnavailableError
+from pytest_qnn.markers import BackendRequest
+
+if TYPE_CHECKING:
+    from pytest_qnn.backend import Backend
+    from pytest_qnn.bench import Bench
+    from pytest_qnn.runners.reference import Reference
+    from pytest_qnn.targets.target import Target
+
+bench_key: pytest.StashKey[Bench] = pytest.StashKey()
+
+
+def open_bench(config: pytest.Config) -> Bench:
+    """The bench of this pytest process, made on first use."""
+    if bench_key not in config.stash:
+        from pytest_qnn.bench import Bench
+        from pytest_qnn.plugin import project_settings
+
+        config.stash[bench_key] = Bench(project_settings(config), config.rootpath)
+    return config.stash[bench_key]
+
+
+def close_bench(config: pytest.Config) -> None:
+    """End what the bench started; harmless without one."""
+    bench = config.stash.get(bench_key, None)
+    if bench is not None:
+        bench.close()
+        del config.stash[bench_key]
+
+
+@pytest.fixture(scope="session")
+def qnn_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """A QNN backend to load models on: the one that the ``backend`` mark names, else the project's ``backends``.
+
+    Skips if the backend isn't there, saying what is missing; ``--qnn-require`` makes that an error.
+    """
+    bench = open_bench(request.config)
+    wanted = getattr(request, "param", None)
+    if wanted is None:  # asked for with getfixturevalue: nothing could be parametrised
+        wanted = BackendRequest(bench.settings.backends[0])
+    try:
+        yield bench.backend(wanted)
+    except BackendUnavailableError as error:
+        if wanted.name in bench.settings.require:
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def qnn_target(request: pytest.FixtureRequest) -> Target:
+    """The target that this process holds."""
+    return open_bench(request.config).target
+
+
+@pytest.fixture(scope="session")
+def onnx_reference(request: pytest.FixtureRequest) -> Callable[..., Reference]:
+    """``onnx_reference(model, dimensions=None)``: the model's onnxruntime CPU reference, whose ``run(inputs)`` gives outputs."""
+    return open_bench(request.config).reference
+
+
+@pytest.fixture(scope="session")
+def qnn_inputs() -> Callable[..., list[dict[str, Any]]]:
+    """``qnn_inputs(model, count=4, seed=0, dimensions=None)``: seeded inputs of the model's shapes, types and encodings."""
+    from pytest_qnn.model.inputs import seeded_inputs
+
+    return seeded_inputs

@@ -1,0 +1,1 @@
+"""The ONNX file as data: tensors, encodings, digests."""

@@ -1,0 +1,294 @@
+"""Reading an ONNX file without running it: what it contains, and a digest of everything that decides its results."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper, numpy_helper
+
+from pytest_qnn.errors import ModelError
+from pytest_qnn.model.tensors import Encoding, TensorSpec
+
+# Operators that move elements about without changing their values: an output's encoding is that of their input.
+_MOVES_ONLY = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX file.
+
+    Attributes:
+        path: where it lies.
+        digest: SHA-256 of the file and of its external data files.
+        inputs, outputs: the graph's, with ``dimensions`` applied.
+        dimensions: sizes given to named dynamic dimensions.
+        quantized: whether it has QuantizeLinear or DequantizeLinear nodes.
+        activation_bits, weight_bits: bit widths found at those nodes, ascending.
+        node_count: nodes of the main graph.
+        context: whether it is a wrapper around a QNN context binary (EPContext nodes).
+        bounded_outputs: outputs that come from a sigmoid, softmax or tanh.
+    """
+
+    path: Path
+    digest: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dimensions: tuple[tuple[str, int], ...]
+    quantized: bool
+    activation_bits: tuple[int, ...]
+    weight_bits: tuple[int, ...]
+    node_count: int
+    context: bool
+    bounded_outputs: frozenset[str] = frozenset()
+
+    @property
+    def precision(self) -> str:
+        """Short name of how it is quantised, e.g. ``A8W8``, ``A16W8``, ``f32``."""
+        if not self.quantized:
+            return "f32"
+        a = "/".join(map(str, self.activation_bits)) or "f"
+        w = "/".join(map(str, self.weight_bits)) or "f"
+        return f"A{a}W{w}"
+
+
+def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | None = None) -> Model:
+    """Read what the file says of itself.
+
+    Args:
+        path: the ONNX file.
+        dimensions: sizes for named dynamic dimensions, e.g. ``{"batch": 1}``.
+
+    Raises:
+        ModelError: the file is missing, empty, truncated, not ONNX, or its external data is missing; or ``dimensions``
+            has a name that the model doesn't.
+    """
+    file = Path(path).expanduser().absolute()
+    proto = load_proto(file)
+    graph = proto.graph
+    if not graph.output:
+        raise ModelError(f"{file}: the graph has no outputs: the file is truncated or not a model. Export it again")
+    dims = dict(dimensions or {})
+    constants = {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
+    graph_inputs = [v for v in graph.input if v.name not in constants]
+    encodings = _Encodings(proto, file.parent)
+    named = {d.dim_param for v in (*graph_inputs, *graph.output) for d in v.type.tensor_type.shape.dim if d.dim_param}
+    for name, size in dims.items():
+        if name not in named:
+            raise ModelError(
+                f"{file}: dimensions: the model has no dynamic dimension {name!r}; it has {sorted(named) or 'none'}"
+            )
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ModelError(f"{file}: dimensions: {name!r} must be a whole number of at least 1, got {size!r}")
+    return Model(
+        path=file,
+        digest=_digest(file, _external_files(proto, file)),
+        inputs=tuple(_spec(v, dims, encodings.of_input(v.name), file) for v in graph_inputs),
+        outputs=tuple(_spec(v, dims, encodings.of_output(v.name), file) for v in graph.output),
+        dimensions=tuple(sorted(dims.items())),
+        quantized=any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node),
+        activation_bits=encodings.activation_bits(),
+        weight_bits=encodings.weight_bits(),
+        node_count=len(graph.node),
+        context=any(n.op_type == "EPContext" for n in graph.node),
+        bounded_outputs=frozenset(v.name for v in graph.output if encodings.is_bounded(v.name)),
+    )
+
+
+def load_proto(file: Path) -> Any:
+    """The file's ModelProto, without its external data.
+
+    Raises:
+        ModelError: missing, empty, truncated or not ONNX, or external data missing.
+    """
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise ModelError(f"{file}: the model can't be read: {error.strerror}. Check the path") from error
+    if file.is_dir():
+        raise ModelError(f"{file}: this is a folder; name the .onnx file in it")
+    if size == 0:
+        raise ModelError(f"{file}: the model is empty (0 bytes). Export it again")
+    try:
+        proto = onnx.load(str(file), load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(
+            f"{file}: not an ONNX model, or truncated ({size} bytes, {str(error).splitlines()[0]}). Export it again"
+        ) from error
+    except OSError as error:
+        raise ModelError(f"{file}: the model can't be read: {error.strerror}") from error
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError(f"{file}: not an ONNX model, or truncated: it has no graph ({size} bytes). Export it again")
+    _external_files(proto, file)
+    return proto
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Every constant tensor of a graph and of its subgraphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _tensors(attribute.g)
+
+
+def _external_files(proto: Any, file: Path) -> list[Path]:
+    """External data files of a model, each checked to be there and long enough."""
+    files: dict[Path, None] = {}
+    for tensor in _tensors(proto.graph):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        info = {e.key: e.value for e in tensor.external_data}
+        data = (file.parent / info.get("location", "")).resolve()
+        if not data.is_relative_to(file.parent.resolve()):
+            raise ModelError(f"{file}: external data of {tensor.name!r} lies outside of the model's folder: {data}")
+        if not data.is_file():
+            raise ModelError(
+                f"{file}: external data file {info.get('location')!r} of tensor {tensor.name!r} is missing: copy it "
+                "beside the model"
+            )
+        end = int(info.get("offset", 0)) + int(info.get("length", 0))
+        if data.stat().st_size < end:
+            raise ModelError(
+                f"{file}: external data file {info.get('location')!r} is truncated: tensor {tensor.name!r} ends at "
+                f"byte {end}, the file at {data.stat().st_size}. Copy it again"
+            )
+        files[data] = None
+    for node in proto.graph.node:  # the binary of a context wrapper belongs to the model just as much
+        if node.op_type == "EPContext":
+            attributes = {a.name: a for a in node.attribute}
+            if "embed_mode" in attributes and attributes["embed_mode"].i == 0 and "ep_cache_context" in attributes:
+                name = attributes["ep_cache_context"].s.decode(errors="replace")
+                binary = (file.parent / name).resolve()
+                if not binary.is_file():
+                    raise ModelError(f"{file}: its context binary {name!r} is missing: copy it beside the model")
+                files[binary] = None
+    return list(files)
+
+
+_digests: dict[tuple[str, int, int, int], str] = {}
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file; remembered while size, time and inode stay the same."""
+    stat = file.stat()
+    key = (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if key not in _digests:
+        with file.open("rb") as f:
+            _digests[key] = hashlib.file_digest(f, "sha256").hexdigest()
+    return _digests[key]
+
+
+def _digest(file: Path, external: list[Path]) -> str:
+    if not external:
+        return file_digest(file)
+    parts = [file_digest(file), *(f"{f.name}:{file_digest(f)}" for f in external)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _spec(value: Any, dimensions: Mapping[str, int], encoding: Encoding | None, file: Path) -> TensorSpec:
+    if not value.type.HasField("tensor_type"):
+        raise ModelError(f"{file}: {value.name!r} is not a tensor (sequence, map or optional): QNN can't run it")
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        shape: tuple[int | str, ...] = ("?",)
+    else:
+        shape = tuple(_size(d, i, dimensions) for i, d in enumerate(tensor.shape.dim))
+    return TensorSpec(value.name, dtype_name(tensor.elem_type), shape, encoding)
+
+
+def _size(dim: Any, index: int, dimensions: Mapping[str, int]) -> int | str:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    if dim.dim_param in dimensions:
+        return dimensions[dim.dim_param]
+    return dim.dim_param or f"?{index}"
+
+
+def dtype_name(elem_type: int) -> str:
+    """numpy's name of an ONNX element type, e.g. 1 -> "float32"."""
+    try:
+        return str(helper.tensor_dtype_to_np_dtype(elem_type)) if elem_type != TensorProto.STRING else "string"
+    except (KeyError, TypeError):
+        return f"onnx type {elem_type}"
+
+
+class _Encodings:
+    """Encodings of a graph's inputs and outputs, read off its QuantizeLinear and DequantizeLinear nodes."""
+
+    def __init__(self, proto: Any, folder: Path) -> None:
+        self.folder = folder
+        self.graph = proto.graph
+        self.constants = {i.name: i for i in proto.graph.initializer}
+        for node in proto.graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = node.attribute[0].t
+        self.producer = {o: n for n in proto.graph.node for o in n.output if o}
+
+    def of_input(self, name: str) -> Encoding | None:
+        for node in self.graph.node:
+            if name in node.input[:1]:
+                if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                    return self._read(node)
+                if node.op_type in _MOVES_ONLY:
+                    return self.of_input(node.output[0])
+        return None
+
+    def of_output(self, name: str) -> Encoding | None:
+        node = self.producer.get(name)
+        while node is not None:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                return self._read(node)
+            if node.op_type not in _MOVES_ONLY:
+                return None
+            node = self.producer.get(node.input[0])
+        return None
+
+    def is_bounded(self, name: str) -> bool:
+        node = self.producer.get(name)
+        while node is not None and node.op_type in (*_MOVES_ONLY, "QuantizeLinear", "DequantizeLinear"):
+            node = self.producer.get(node.input[0])
+        return node is not None and node.op_type in ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
+
+    def activation_bits(self) -> tuple[int, ...]:
+        return self._bits(weights=False)
+
+    def weight_bits(self) -> tuple[int, ...]:
+        return self._bits(weights=True)
+
+    def _bits(self, weights: bool) -> tuple[int, ...]:
+        found = set()
+        for node in self.graph.node:
+            if node.op_type == "DequantizeLinear" and (node.input[0] in self.constants) == weights:
+                encoding = self._read(node)
+                if encoding and encoding.dtype != "int32":  # biases are accumulators, not weights
+                    found.add(encoding.bits)
+        return tuple(sorted(found))
+
+    def _read(self, node: Any) -> Encoding | None:
+        scale_tensor = self.constants.get(node.input[1])
+        if scale_tensor is None:
+            return None
+        scale = numpy_helper.to_array(scale_tensor, str(self.folder)).reshape(-1)
+        zero = self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if zero is not None:
+            dtype = dtype_name(zero.data_type)
+            zero_point = tuple(int(z) for z in numpy_helper.to_array(zero, str(self.folder)).reshape(-1))
+        else:
+            given = next((a.i for a in node.attribute if a.name == "output_dtype" and a.i), TensorProto.UINT8)
+            source = self.constants.get(node.input[0])
+            if node.op_type == "DequantizeLinear" and source is not None:
+                given = source.data_type
+            dtype, zero_point = dtype_name(given), (0,) * scale.size
+        if dtype not in ("int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"):
+            return None  # float8 and the like: no steps
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) if scale.size > 1 else None
+        return Encoding(tuple(float(s) for s in scale), zero_point, dtype, axis)

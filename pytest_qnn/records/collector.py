@@ -1,0 +1,109 @@
+"""From the test that made a record to the controller's reports: through pytest's own report objects, so also under xdist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pytest_qnn.bench import Bench, CurrentTest
+from pytest_qnn.errors import TargetError
+from pytest_qnn.fixtures import bench_key
+from pytest_qnn.records.record import Record
+
+REPEATED_OPTIONS = ("soc", "target", "cpu_library")  # of the command line: they decide results
+
+
+def begin_test(item: pytest.Item, bench: Bench) -> None:
+    """Tell the bench which test is running, and what its marks say."""
+    worker = getattr(item.config, "workerinput", {}).get("workerid", "")
+    given = {name: item.config.getoption(f"qnn_{name}") for name in REPEATED_OPTIONS}
+    bench.test = CurrentTest(
+        nodeid=item.nodeid,
+        worker=worker,
+        tolerance_marks=tuple(mark.kwargs for mark in item.iter_markers("tolerance")),
+        budget_marks=tuple(mark.kwargs for mark in item.iter_markers("latency_budget")),
+        options=tuple(f"--qnn-{name.replace('_', '-')}={value}" for name, value in given.items() if value),
+    )
+
+
+def attach_records(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Put what the bench noted since the last phase onto the report."""
+    bench = item.config.stash[bench_key]
+    test = bench.test
+    if test.nodeid != item.nodeid:
+        return
+    fresh, test.records = test.records, []
+    properties: list[tuple[str, object]] = []
+    for record in fresh:
+        test.published += 1
+        prefix = "qnn" if test.published == 1 else f"qnn.{test.published}"
+        properties += [(f"{prefix}.{name}", value) for name, value in junit_properties(record).items()]
+    item.user_properties.extend(properties)
+    report.user_properties.extend(properties)  # made before we came
+    report.qnn_records = fresh  # type: ignore[attr-defined]
+    if call.excinfo is not None and isinstance(call.excinfo.value, TargetError):
+        error = {
+            "test": item.nodeid,
+            "worker": test.worker or None,
+            "phase": call.when,
+            "type": type(call.excinfo.value).__name__,
+            "message": str(call.excinfo.value),
+        }
+        report.qnn_errors = [error]  # type: ignore[attr-defined]
+    if call.when == "call" and report.passed and test.ran and not test.published:
+        report.qnn_unjudged = True  # type: ignore[attr-defined]
+
+
+def junit_properties(record: Record) -> dict[str, object]:
+    """The few values of a record that go into JUnit's ``<properties>``."""
+    provenance = record["provenance"]
+    values: dict[str, object] = {
+        "kind": record["kind"],
+        "model": provenance["model"]["file"],
+        "backend": provenance["backend"],
+        "soc": provenance["soc"],
+        "simulated": provenance["simulated"],
+        "verdict": record["verdict"],
+        "blame": record["blame"],
+    }
+    worst = worst_output(record)
+    if worst is not None:
+        values["worst_output"] = worst["name"]
+        values["sqnr_db"] = worst["metrics"].get("sqnr_db")
+        values["max_steps"] = worst["metrics"].get("max_steps")
+    if "latency" in record:
+        values["p95_ms"] = record["latency"]["p95_ms"]["value"]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def worst_output(record: Record) -> dict[str, Any] | None:
+    """The output of an accuracy record that looks worst: failed ones first, then the lowest SQNR."""
+    outputs = record.get("outputs")
+    if not outputs:
+        return None
+
+    def badness(output: dict[str, Any]) -> tuple[bool, float]:
+        sqnr = output["metrics"].get("sqnr_db")
+        return (output["ok"], float("inf") if sqnr is None else sqnr)
+
+    return min(outputs, key=badness)  # type: ignore[no-any-return]
+
+
+@dataclass
+class Collector:
+    """What the controller (or a run without xdist) has heard."""
+
+    records: list[Record] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
+
+    def add(self, report: pytest.TestReport) -> list[Record]:
+        """Take what a report carries; returns its records."""
+        fresh: list[Record] = getattr(report, "qnn_records", [])
+        self.records += fresh
+        self.errors += getattr(report, "qnn_errors", [])
+        if getattr(report, "qnn_unjudged", False):
+            self.unjudged.append(report.nodeid)
+        return fresh

@@ -1,0 +1,112 @@
+"""What a failed assertion says, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pytest_qnn.verdict.judge import AccuracyVerdict, OutputVerdict
+from pytest_qnn.verdict.latency import LatencyVerdict
+
+if TYPE_CHECKING:
+    from pytest_qnn.records.record import Record
+    from pytest_qnn.runners.ort import Misplaced
+    from pytest_qnn.session import Session
+
+SHOWN_OUTPUTS = 3
+SHOWN_NODES = 12
+
+BLAME = {
+    "quantization": "the quantisation: the QDQ model has lost the float model's result on onnxruntime already, before "
+    "{backend} came in. Look at calibration data and bit widths",
+    "graph-edge quantizer": "the graph-edge quantiser: all elements are off by about a step, as when the input or output is "
+    "quantised or rounded another way. Compare with offload_graph_io_quantization=0",
+    "backend": "the backend: {backend} departs from the QDQ reference by more than rounding explains",
+    "backend of a float model": "the backend: {backend} computed in {precision}, and departs from the float reference by "
+    "more than that precision explains",
+    "reference": "the reference: onnxruntime's own results differ between its optimisation levels as much as from "
+    "{backend}; it can't decide this",
+}
+
+
+def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record) -> str:
+    """Which output, which limit, by how much, the worst element, who is to blame, how to see it again."""
+    failed = verdict.failed
+    samples = f"{verdict.samples} sample{'s' if verdict.samples > 1 else ''}"
+    lines = [f"{session.subject}: {len(failed)} of {len(verdict.outputs)} outputs fail over {samples}"]
+    for output in failed[:SHOWN_OUTPUTS]:
+        lines += _output_lines(session, output)
+    if len(failed) > SHOWN_OUTPUTS:
+        lines.append(f"  and {len(failed) - SHOWN_OUTPUTS} more: {', '.join(o.name for o in failed[SHOWN_OUTPUTS:][:8])}")
+    blame = verdict.blame
+    if blame == "backend" and not session.executed.quantized:
+        blame = "backend of a float model"
+    if blame in BLAME:
+        lines.append("  blame: " + BLAME[blame].format(backend=session.backend, precision=session.precision))
+    reference = record["reference"]
+    lines.append(
+        f"  reference: onnxruntime {reference['version']} CPU, {reference['level']}, checked against "
+        f"{reference['checked_against']}; float: {reference['float']}"
+    )
+    lines += [f"  note: {note}" for note in session.notes]
+    return "\n".join(lines + _again(record))
+
+
+def _output_lines(session: Session, output: OutputVerdict) -> list[str]:
+    f = output.figures
+    unit = f", step {output.step:.4g}" if output.step else ""
+    limits = f"limits: {output.limits_from}" + (f" ({output.tolerance})" if output.tolerance else "")
+    lines = [f"  output {output.name!r}{unit}, {limits}"]
+    lines += [f"    {failure}" for failure in output.failures]
+    if (worst := output.worst) is not None:
+        steps = f" ({(worst.y - worst.q) / output.step:+.1f} steps)" if output.step else ""
+        real = f"float {worst.f:.6g}, " if worst.f is not None else ""
+        name = "QDQ" if session.executed.quantized else "reference"
+        lines.append(
+            f"    worst element: sample {worst.sample} {list(worst.index)}: {real}{name} {worst.q:.6g}, "
+            f"{session.backend} {worst.y:.6g}{steps}"
+        )
+    if f.get("sqnr_quantized_db") is not None:
+        lines.append(
+            f"    SQNR: QDQ against float {f['sqnr_quantized_db']:.1f} dB, {session.backend} against float "
+            f"{f['sqnr_db']:.1f} dB, {session.backend} against QDQ {f['sqnr_against_quantized_db']:.1f} dB"
+        )
+    else:
+        lines.append(f"    SQNR: {session.backend} against the reference {f['sqnr_db']:.1f} dB")
+    if f.get("mean_steps") is not None:
+        lines.append(
+            f"    y-q: mean {f['mean_steps']:+.3g}, rms {f['rms_steps']:.3g}, max {f['max_steps']:.3g} steps; "
+            f"{100 * (f['beyond_one_step'] or 0):.2g}% beyond one step; gain {f['gain']:.4f}; cosine {f['cosine']:.5f}"
+        )
+    lines += [f"    note: {warning}" for warning in output.warnings]
+    return lines
+
+
+def placement_message(session: Session, misplaced: Sequence[Misplaced], record: Record) -> str:
+    """Each node that did not run where it was asked to, and why."""
+    lines = [f"{session.subject}: {len(misplaced)} of {session.placement.total} nodes did not run on {session.backend}:"]
+    lines += [f"  {node}" for node in misplaced[:SHOWN_NODES]]
+    if len(misplaced) > SHOWN_NODES:
+        lines.append(f"  and {len(misplaced) - SHOWN_NODES} more")
+    operators = sorted({node.op_type for node in misplaced})
+    lines.append(
+        f"  They ran on onnxruntime's CPU provider. Replace these operators, or, if that is meant, load the model with "
+        f"allow_cpu={operators!r} to judge its accuracy all the same"
+    )
+    return "\n".join(lines + _again(record))
+
+
+def latency_message(session: Session, verdict: LatencyVerdict, record: Record) -> str:
+    """Each limit with the interval that was measured."""
+    stats = verdict.stats
+    lines = [f"{session.subject}: latency {verdict.outcome} budget, {stats.samples} samples after {stats.warmup} warm-up runs"]
+    lines += [f"  {limit}" for limit in verdict.limits]
+    if abs(stats.drift - 1) > 0.1:
+        lines.append(f"  the second half of the samples was {stats.drift:.2f} times as slow as the first: not at rest")
+    if session.plan.not_a_device:
+        lines.append(f"  {session.plan.not_a_device}; judged because of --qnn-simulated-latency")
+    return "\n".join(lines + _again(record))
+
+
+def _again(record: Record) -> list[str]:
+    return [f"  again: {record['repeat']}"] if record["repeat"] else []

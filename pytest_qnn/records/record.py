@@ -1,0 +1,78 @@
+"""One record per judged run: plain JSON data, described by ``schema.json`` beside this file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import shlex
+import time
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_qnn.bench import Bench
+    from pytest_qnn.session import Session
+
+SCHEMA_VERSION = 1
+Record = dict[str, Any]
+
+
+def schema() -> dict[str, Any]:
+    """The published JSON schema of ``--qnn-json`` files."""
+    text = resources.files("pytest_qnn.records").joinpath("schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON data: numpy numbers become numbers, infinities and NaN null, enums their values."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def make_record(bench: Bench, session: Session, kind: str, verdict: str, blame: str, reason: str, **more: Any) -> Record:
+    """A record of the running test.
+
+    Args:
+        kind: "accuracy", "placement" or "latency".
+        verdict: "pass", "fail", "undecided" or "not judged".
+        blame: whose fault a failure is; "none" for none.
+        reason: one line.
+    """
+    test = bench.test
+    now = datetime.datetime.fromtimestamp(time.time(), datetime.UTC)
+    record = {
+        "schema": SCHEMA_VERSION,
+        "kind": kind,
+        "test": test.nodeid,
+        "worker": test.worker or None,
+        "time": now.isoformat(timespec="milliseconds"),
+        "verdict": verdict,
+        "blame": blame,
+        "reason": reason,
+        "repeat": repeat_command(bench),
+        "provenance": session.provenance,
+        **more,
+    }
+    result: Record = plain(record)
+    test.records.append(result)
+    return result
+
+
+def repeat_command(bench: Bench) -> str:
+    """The command that shows a result again, from pytest's root folder; empty outside of a test."""
+    if not bench.test.nodeid:
+        return ""
+    command = ["python", "-m", "pytest", bench.test.nodeid, *bench.test.options]
+    return shlex.join(command)

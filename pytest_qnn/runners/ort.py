@@ -1,0 +1,289 @@
+"""onnxruntime in a runtime process: loading, running and timing one model, and where its nodes went."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_qnn.errors import (
+    BackendUnavailableError,
+    CompileError,
+    ExecutionError,
+    InputError,
+    ModelError,
+    TargetError,
+    TargetMemoryError,
+)
+from pytest_qnn.runners.process import Limits, ProcessPool, RuntimeProcess
+from pytest_qnn.runners.shared_tensors import Array
+
+QNN = "QNNExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """Everything that decides what a loaded model is: equal requests may share one.
+
+    Attributes:
+        model: path of the ONNX file; ``digest`` is its content.
+        process: which runtime process may host it.
+        provider: execution provider, with ``provider_options``.
+        level: onnxruntime's graph optimisation level, e.g. "ORT_ENABLE_ALL".
+        config: further session configuration entries.
+    """
+
+    model: str
+    digest: str
+    process: str
+    provider: str
+    provider_options: tuple[tuple[str, str], ...] = ()
+    dimensions: tuple[tuple[str, int], ...] = ()
+    level: str = "ORT_ENABLE_ALL"
+    config: tuple[tuple[str, str], ...] = ()
+    log_severity: int = 2
+
+
+@dataclass(frozen=True)
+class LoadInfo:
+    """What loading showed.
+
+    Attributes:
+        inputs, outputs: (name, onnxruntime type such as "tensor(float)", shape) of each.
+        placement: (execution provider, node, operator) of each node, as onnxruntime assigned them.
+        seconds: time it took in the runtime process.
+        log: lines that the runtime logged meanwhile.
+    """
+
+    inputs: tuple[tuple[str, str, tuple[int | str | None, ...]], ...]
+    outputs: tuple[tuple[str, str, tuple[int | str | None, ...]], ...]
+    placement: tuple[tuple[str, str, str], ...]
+    seconds: float
+    log: tuple[str, ...] = field(default=(), repr=False)
+
+
+_session_ids = itertools.count(1)
+
+
+class LoadedModel:
+    """A model in a runtime process. If the process is gone, the next use loads it into a fresh one.
+
+    Attributes:
+        loads: how often it was compiled and loaded.
+    """
+
+    def __init__(self, pool: ProcessPool, request: LoadRequest, subject: str, limits: Limits) -> None:
+        self._pool, self.request, self.subject, self.limits = pool, request, subject, limits
+        self._session = next(_session_ids)
+        self._process: RuntimeProcess | None = None
+        self.loads = 0
+        self.info = self._load()
+
+    def _load(self) -> LoadInfo:
+        process = self._pool.get(self.request.process)
+        r = self.request
+        answer = process.request(
+            "load",
+            self.subject,
+            self.limits.load_seconds,
+            self.limits.memory_mib,
+            session=self._session,
+            model=r.model,
+            provider=r.provider,
+            provider_options=r.provider_options,
+            dimensions=r.dimensions,
+            level=r.level,
+            config=r.config,
+            log_severity=r.log_severity,
+        )
+        if not answer["ok"]:
+            raise _load_error(self.subject, answer, r.provider)
+        self._process = process
+        self.loads += 1
+        return LoadInfo(
+            tuple((n, t, tuple(s)) for n, t, s in answer["inputs"]),
+            tuple((n, t, tuple(s)) for n, t, s in answer["outputs"]),
+            tuple((ep, name, op) for ep, name, op in answer["placement"]),
+            answer["seconds"],
+            tuple(answer["log"]),
+        )
+
+    def _live(self) -> RuntimeProcess:
+        if self._process is None or not self._process.alive:
+            self._load()
+        assert self._process is not None
+        return self._process
+
+    def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
+        """One inference: the outputs by name, and the seconds it took inside the runtime process.
+
+        Raises:
+            TargetError: the process died, hung, ran out of memory, or the runtime reported an error.
+        """
+        process = self._live()
+        answer, outputs = process.run(
+            "run", self.subject, inputs, self.limits.run_seconds, self.limits.memory_mib, session=self._session
+        )
+        self._check(answer)
+        return outputs, answer["seconds"]
+
+    def time(
+        self, inputs: Mapping[str, Array], count: int, seconds: float, reset_peak: bool = False
+    ) -> tuple[list[float], float]:
+        """Times (ms) of up to ``count`` single inferences within about ``seconds``; and the peak memory (MiB).
+
+        Raises:
+            TargetError: as for :meth:`run`.
+        """
+        process = self._live()
+        answer, _ = process.run(
+            "time",
+            self.subject,
+            inputs,
+            self.limits.run_seconds + seconds,
+            self.limits.memory_mib,
+            session=self._session,
+            count=count,
+            seconds=seconds,
+            reset_peak=reset_peak,
+        )
+        self._check(answer)
+        return list(answer["times_ms"]), float(answer["peak_memory_mib"])
+
+    def _check(self, answer: Mapping[str, Any]) -> None:
+        if answer["ok"]:
+            return
+        if answer["kind"] == "dtype":
+            raise ModelError(f"{self.subject}: {answer['message']}: cast it in the model")
+        if answer["kind"] == "execute" and "INVALID_ARGUMENT" in answer["message"]:
+            raise InputError(f"{self.subject}: onnxruntime refused the inputs: {answer['message']}")
+        kind = TargetMemoryError if answer["kind"] == "memory" else ExecutionError
+        raise kind(f"{self.subject}: the runtime failed to run the model: {answer['message']}{_log_tail(answer)}")
+
+    def close(self) -> None:
+        """Free it in the runtime process; it loads again if it is used again."""
+        if self._process is not None and self._process.alive:
+            self._process.request(
+                "close", self.subject, self.limits.run_seconds, self.limits.memory_mib, session=self._session
+            )
+        self._process = None
+
+
+def _load_error(subject: str, answer: Mapping[str, Any], provider: str) -> Exception:
+    message = f"{subject}: {answer['message']}{_log_tail(answer)}"
+    if answer["kind"] == "unavailable":
+        return BackendUnavailableError(message)
+    if answer["kind"] == "load":
+        return CompileError(message) if provider == QNN else ModelError(message)
+    return TargetError(message)
+
+
+def _log_tail(answer: Mapping[str, Any], lines: int = 6) -> str:
+    tail = [line for line in answer.get("log", []) if line.strip()][-lines:]
+    return "".join(f"\n  {line[:300]}" for line in tail)
+
+
+# --- placement --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Misplaced:
+    """A node that did not run where it was asked to: its name, operator, and why, as far as the runtime says."""
+
+    name: str
+    op_type: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name or '(unnamed)'} ({self.op_type}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the nodes of a session ran.
+
+    Attributes:
+        backend: how many nodes the asked backend took.
+        nodes: node name -> the backend's name or "CPU" (onnxruntime's own CPU provider).
+        edges: graph-edge Quantize/DequantizeLinear nodes on onnxruntime's CPU provider: allowed.
+        misplaced: every other node that ran there: not allowed.
+    """
+
+    backend: int
+    nodes: Mapping[str, str]
+    edges: tuple[str, ...]
+    misplaced: tuple[Misplaced, ...]
+
+    @property
+    def total(self) -> int:
+        """All nodes, after onnxruntime's own optimisation."""
+        return self.backend + len(self.edges) + len(self.misplaced)
+
+    def describe(self) -> str:
+        """``12 of 14 nodes on the backend, 2 graph-edge Quantize/Dequantize on the host's CPU``"""
+        text = f"{self.backend} of {self.total} nodes on the backend"
+        if self.edges:
+            text += f", {len(self.edges)} graph-edge Quantize/Dequantize on the host's CPU"
+        if self.misplaced:
+            text += f", {len(self.misplaced)} fell back to onnxruntime's CPU provider"
+        return text
+
+
+def read_placement(
+    backend: str,
+    assignment: Iterable[tuple[str, str, str]],
+    edge_nodes: Iterable[str],
+    model_nodes: Iterable[str],
+    log: Sequence[str],
+) -> Placement:
+    """Sort a session's nodes by where they ran.
+
+    Args:
+        backend: name of the asked backend.
+        assignment: (execution provider, node, operator), from the session.
+        edge_nodes: names of the model's graph-edge Quantize/DequantizeLinear nodes.
+        model_nodes: names of all nodes of the model; nodes that aren't among them were made by onnxruntime's optimiser.
+        log: the runtime's log of the load, searched for reasons.
+    """
+    edge_names, known = set(edge_nodes), set(model_nodes)
+    rows = list(assignment)
+    off_backend = [(name, op) for ep, name, op in rows if ep != QNN]
+    only_quantizers = all(op in ("QuantizeLinear", "DequantizeLinear") for _, op in off_backend)
+    nodes, edges, misplaced, placed = {}, [], [], 0
+    reasons = refusal_reasons(log)
+    for index, (ep, name, op) in enumerate(rows):
+        key = name or f"{op}#{index}"
+        nodes[key] = backend if ep == QNN else "CPU"
+        if ep == QNN:
+            placed += 1
+        elif op in ("QuantizeLinear", "DequantizeLinear") and (
+            name in edge_names or (only_quantizers and name not in known)
+        ):
+            edges.append(key)
+        else:
+            misplaced.append(Misplaced(name, op, reasons.get(name) or NO_REASON))
+    return Placement(placed, nodes, tuple(edges), tuple(misplaced))
+
+
+NO_REASON = "the execution provider gave no reason"
+_REFUSAL = re.compile(
+    r"Operator type: (?P<op>\S+) Node name: (?P<name>.*?) Node index: \d+\s+REASON : (?P<reason>.+?)\s*$", re.M
+)
+_VALIDATION = re.compile(r"(?P<text>QNN\.backendValidateOpConfig\(\) failed for node `(?P<name>.+?)` .*?)\s*$", re.M)
+
+
+def refusal_reasons(log: Sequence[str]) -> dict[str, str]:
+    """Reasons by node name, from the execution provider's verbose log (lines of LogNodeSupport and CreateQnnNode)."""
+    text = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log)
+    reasons: dict[str, str] = {}
+    for match in _REFUSAL.finditer(text):
+        reason = re.sub(rf"\s*\S+ node `{re.escape(match['name'])}` will not be assigned.*", "", match["reason"])
+        reasons.setdefault(match["name"], reason.strip())
+    for match in _VALIDATION.finditer(text):
+        for name, reason in reasons.items():
+            if name and re.fullmatch(rf"{re.escape(name)}(_\d+)?", match["name"]) and "(" not in reason:
+                reasons[name] = f"{reason} ({match['text']})"
+    return reasons

@@ -1,0 +1,128 @@
+"""The reference: onnxruntime's own CPU provider, in a process of its own, computed once per (model, input)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from pytest_qnn.artifacts.array_cache import ArrayCache
+from pytest_qnn.model.onnx_file import Model, read_model
+from pytest_qnn.model.tensors import digest_of_arrays
+from pytest_qnn.runners.ort import CPU, LoadedModel, LoadRequest
+from pytest_qnn.runners.process import Limits
+from pytest_qnn.runners.shared_tensors import Array
+
+LEVEL = "ORT_DISABLE_ALL"  # the graph as it is written: what "the reference" means
+CHECK_LEVEL = "ORT_ENABLE_ALL"  # the reference is checked against this
+
+
+class ReferenceRunner:
+    """Computes references and keeps them.
+
+    Args:
+        load: gives a loaded model for a request (shared with everybody who asks for the same).
+        cache: where results are kept across processes and sessions.
+    """
+
+    def __init__(self, load: Callable[[LoadRequest, str, Limits], LoadedModel], cache: ArrayCache, limits: Limits) -> None:
+        self._load, self._cache, self._limits = load, cache, limits
+        self._twins: dict[str, Model] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def run(self, model: Model, inputs: Mapping[str, Array], level: str = LEVEL) -> dict[str, Array]:
+        """The model's outputs on onnxruntime's CPU provider at a graph optimisation level.
+
+        Raises:
+            ModelError: onnxruntime can't load the model.
+            TargetError: the reference process died, hung or ran out of memory.
+        """
+        what = {
+            "model": model.digest,
+            "dimensions": model.dimensions,
+            "inputs": digest_of_arrays(dict(inputs)),
+            "onnxruntime": metadata.version("onnxruntime"),
+            "level": level,
+            "cpu": cpu_signature(),
+        }
+        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+        def compute() -> dict[str, Array]:
+            request = LoadRequest(
+                model=str(model.path),
+                digest=model.digest,
+                process="reference",
+                provider=CPU,
+                dimensions=model.dimensions,
+                level=level,
+                log_severity=3,
+            )
+            loaded = self._load(request, f"{model.path.name} on the onnxruntime reference", self._limits)
+            return loaded.run(inputs)[0]
+
+        return self._cache.get(key, compute, wait_seconds=2 * self._limits.run_seconds)
+
+    def without_rounding(self, model: Model) -> Model:
+        """The float twin of a QDQ model that came without its float original (see ``model.rounding``).
+
+        Raises:
+            ModelError: it can't be derived.
+        """
+        from pytest_qnn.model.rounding import without_rounding
+
+        if model.digest not in self._twins:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="pytest-qnn-")
+            file = Path(self._folder.name, f"{model.digest[:16]}.onnx")
+            without_rounding(model.path, file)
+            self._twins[model.digest] = read_model(file, dict(model.dimensions))
+        return self._twins[model.digest]
+
+    def close(self) -> None:
+        """Remove temporary files; bring the cache to its size."""
+        if self._folder is not None:
+            self._folder.cleanup()
+        if self._cache.misses:
+            self._cache.prune()
+
+
+class Reference:
+    """One model's reference.
+
+    Attributes:
+        model: the model.
+        level: onnxruntime's graph optimisation level.
+        version: onnxruntime's version.
+    """
+
+    def __init__(self, runner: ReferenceRunner, model: Model, level: str = LEVEL) -> None:
+        self._runner, self.model, self.level = runner, model, level
+        self.version = metadata.version("onnxruntime")
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for inputs by name.
+
+        Raises:
+            ModelError: onnxruntime can't load the model.
+            InputError: it refuses the inputs.
+            TargetError: the reference process died, hung or ran out of memory.
+        """
+        return self._runner.run(self.model, inputs, self.level)
+
+
+@functools.cache
+def cpu_signature() -> str:
+    """A digest of this CPU's architecture and instruction sets: onnxruntime picks its kernels by them."""
+    flags = ""
+    try:
+        with open("/proc/cpuinfo") as f:
+            flags = next((line for line in f if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    words = " ".join(sorted(set(flags.split())))
+    return hashlib.sha256(f"{platform.machine()} {words}".encode()).hexdigest()[:16]

@@ -1,0 +1,288 @@
+"""What a project configured: command line, then pytest's ini file, then ``[tool.pytest_qnn]``, then the default.
+
+One table, :data:`SETTINGS`, is the only place that names a setting; the command-line option ``--qnn-<name>``, the ini value
+``qnn_<name>`` and the key in ``[tool.pytest_qnn]`` all follow from it. This module imports nothing heavy: pytest loads it
+in every run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pytest_qnn.errors import OptionError
+
+BACKENDS = ("htp", "cpu", "gpu")
+DEFAULT_SOC = "SM8650"
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """``unknown <kind> 'nmae': did you mean 'name'? Known: ...``"""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}"
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise OptionError(f"expected a text, got {value!r}")
+    return value.strip()
+
+
+def _path(value: object) -> Path:
+    return Path(_text(str(value))).expanduser()
+
+
+def _positive(value: object) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else float("nan")  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise OptionError(f"expected a number greater than 0, got {value!r}")
+    return number
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off", ""):
+        return False
+    raise OptionError(f"expected true or false, got {value!r}")
+
+
+def _names(known: Sequence[str], kind: str) -> Callable[[object], tuple[str, ...]]:
+    def parse(value: object) -> tuple[str, ...]:
+        if isinstance(value, str):
+            value = value.replace(",", " ").split()
+        if not isinstance(value, Sequence) or not value:
+            raise OptionError(f"expected {kind} names, got {value!r}")
+        for name in value:
+            if name not in known:
+                raise OptionError(unknown_name(kind, name, known))
+        return tuple(dict.fromkeys(value))
+
+    return parse
+
+
+def _required(value: object) -> tuple[str, ...]:
+    if value == "all":
+        return BACKENDS
+    try:
+        return _names(BACKENDS, "backend")(value)
+    except OptionError as error:
+        raise OptionError(
+            f"{error}. Write --qnn-require=htp with '=', or put a bare --qnn-require after the file names"
+        ) from None
+
+
+def _target(value: object) -> str:
+    return _names(("simulator",), "target")(value)[0]
+
+
+def _soc(value: object) -> str:
+    from pytest_qnn.devices.soc import find_soc
+
+    return find_soc(_text(str(value))).name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that a project can configure."""
+
+    name: str
+    parse: Callable[[object], Any]
+    default: Any
+    help: str
+    metavar: str = "VALUE"
+    flag: bool = False  # a switch without a value on the command line
+    optional_value: str | None = None  # what `--qnn-name` alone means
+    ini: bool = True  # may stand in pytest's ini file and in [tool.pytest_qnn]
+
+
+SETTINGS = (
+    Setting(
+        "backends", _names(BACKENDS, "backend"), ("htp",), "backends of tests that have no backend mark", "NAMES"
+    ),
+    Setting("target", _target, "simulator", "where models run: simulator (this x86-64 Linux host)", "NAME"),
+    Setting("soc", _soc, DEFAULT_SOC, f"SoC to compile for and to simulate (default {DEFAULT_SOC})", "SOC"),
+    Setting(
+        "require",
+        _required,
+        (),
+        "backends that must be there: a missing one is an error and not a skip (alone: whichever a test asks for)",
+        "NAMES",
+        optional_value="all",
+    ),
+    Setting("cpu_library", _path, None, "QNN's CPU backend library (libQnnCpu.so)", "FILE"),
+    Setting("cache_dir", _path, None, "folder of the cache of reference results", "DIR"),
+    Setting("cache_limit_mb", _positive, 2048.0, "size limit of that cache, in MiB", "MIB"),
+    Setting("load_timeout", _positive, 300.0, "seconds that compiling and loading a model may take", "SECONDS"),
+    Setting("run_timeout", _positive, 120.0, "seconds that one inference may take", "SECONDS"),
+    Setting("memory_limit_mb", _positive, 8192.0, "memory that a runtime process may use, in MiB", "MIB"),
+    Setting(
+        "strict_latency", _flag, False, "a latency budget that can't be decided fails the test", flag=True
+    ),
+    Setting(
+        "simulated_latency",
+        _flag,
+        False,
+        "compare latencies that were not measured on a Snapdragon with budgets",
+        flag=True,
+    ),
+    Setting("json", _path, None, "write one record per judged run to FILE", "FILE", ini=False),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A tolerance or latency budget of the project: values, and globs that say what they apply to."""
+
+    values: Mapping[str, Any]
+    model: str = "*"
+    output: str = "*"
+    backend: str = "*"
+
+    def matches(self, model: str, output: str | None, backend: str) -> bool:
+        """Whether the rule applies to a model (file name), output (None: any) and backend."""
+        from fnmatch import fnmatchcase
+
+        return (
+            fnmatchcase(model, self.model)
+            and (output is None or fnmatchcase(output, self.output))
+            and fnmatchcase(backend, self.backend)
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, with types checked. Times in seconds, sizes in MiB."""
+
+    backends: tuple[str, ...] = ("htp",)
+    target: str = "simulator"
+    soc: str = DEFAULT_SOC
+    require: tuple[str, ...] = ()
+    cpu_library: Path | None = None
+    cache_dir: Path | None = None
+    cache_limit_mb: float = 2048.0
+    load_timeout: float = 300.0
+    run_timeout: float = 120.0
+    memory_limit_mb: float = 8192.0
+    strict_latency: bool = False
+    simulated_latency: bool = False
+    json: Path | None = None
+    tolerances: tuple[Rule, ...] = field(default=())
+    latency_budgets: tuple[Rule, ...] = field(default=())
+
+
+def read_project_table(folder: Path) -> dict[str, Any]:
+    """The table ``[tool.pytest_qnn]`` of ``folder/pyproject.toml``; empty if there is none."""
+    import tomllib
+
+    file = folder / "pyproject.toml"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise OptionError(f"{file} can't be read: {error}") from error
+    if "pytest_qnn" not in text:
+        return {}
+    try:
+        table = tomllib.loads(text).get("tool", {}).get("pytest_qnn", {})
+    except tomllib.TOMLDecodeError as error:
+        raise OptionError(f"{file} is not valid TOML: {error}") from error
+    if not isinstance(table, dict):
+        raise OptionError(f"{file}: [tool.pytest_qnn] must be a table, got {table!r}")
+    return table
+
+
+def project_keys(folder: Path) -> bool:
+    """Whether ``folder/pyproject.toml`` may have a table of ours: a cheap look, without parsing."""
+    try:
+        return b"tool.pytest_qnn" in (folder / "pyproject.toml").read_bytes()
+    except OSError:
+        return False
+
+
+def _rules(table: object, what: str, allowed: Iterable[str], selectors: Sequence[str]) -> tuple[Rule, ...]:
+    where = f"[[tool.pytest_qnn.{what}]]"
+    if isinstance(table, dict):
+        table = [table]
+    if not isinstance(table, list):
+        raise OptionError(f"{where}: expected a table, got {table!r}")
+    rules = []
+    for row in table:
+        if not isinstance(row, dict):
+            raise OptionError(f"{where}: expected a table, got {row!r}")
+        for key in row:
+            if key not in {*allowed, *selectors}:
+                raise OptionError(f"{where}: {unknown_name('key', key, {*allowed, *selectors})}")
+        chosen = {k: str(v) for k, v in row.items() if k in selectors}
+        rules.append(Rule({k: v for k, v in row.items() if k not in selectors}, **chosen))
+    return tuple(rules)
+
+
+def load_settings(
+    folder: Path,
+    command_line: Mapping[str, object] | None = None,
+    ini: Mapping[str, object] | None = None,
+) -> Settings:
+    """Merge the layers for the project in ``folder``.
+
+    Raises:
+        OptionError: an unknown key or a bad value, naming the layer it came from.
+    """
+    from pytest_qnn.verdict.latency import LatencyBudget
+    from pytest_qnn.verdict.tolerance import Tolerance
+
+    table = read_project_table(folder)
+    known = {s.name for s in SETTINGS if s.ini} | {"tolerance", "latency_budget"}
+    for key in table:
+        if key not in known:
+            raise OptionError(f"{folder / 'pyproject.toml'}: [tool.pytest_qnn]: {unknown_name('key', key, known)}")
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        layers = (
+            (f"--qnn-{setting.name.replace('_', '-')}", (command_line or {}).get(setting.name)),
+            (f"ini value qnn_{setting.name}", (ini or {}).get(setting.name) if setting.ini else None),
+            (f"[tool.pytest_qnn] {setting.name}", table.get(setting.name)),
+        )
+        for layer, value in layers:
+            if value is None or value == "":
+                continue
+            try:
+                parsed = setting.parse(value)
+            except OptionError as error:
+                raise OptionError(f"{layer}: {error}") from error
+            if isinstance(parsed, Path) and not layer.startswith("--"):
+                parsed = folder / parsed
+            values[setting.name] = parsed
+            break
+    tolerances = _rules(
+        table.get("tolerance", []),
+        "tolerance",
+        [f.name for f in fields(Tolerance)],
+        ("model", "output", "backend"),
+    )
+    for rule in tolerances:
+        Tolerance.from_values(rule.values, "[[tool.pytest_qnn.tolerance]]")
+    budgets = _rules(
+        table.get("latency_budget", []),
+        "latency_budget",
+        [f.name for f in fields(LatencyBudget)],
+        ("model", "backend"),
+    )
+    for rule in budgets:
+        LatencyBudget.from_values(rule.values, "[[tool.pytest_qnn.latency_budget]]")
+    return Settings(**values, tolerances=tolerances, latency_budgets=budgets)

@@ -1,0 +1,22 @@
+"""Where models run. A new target is one file here and one line in :data:`TARGETS`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_qnn.settings import Settings
+    from pytest_qnn.targets.target import Target
+
+__all__ = ["TARGETS", "open_target"]
+
+TARGETS = {"simulator": "pytest_qnn.targets.simulator:SimulatorTarget"}
+
+
+def open_target(settings: Settings) -> Target:
+    """The target that the settings ask for."""
+    from importlib import import_module
+
+    module, _, name = TARGETS[settings.target].partition(":")
+    target: Target = getattr(import_module(module), name)(settings)
+    return target

@@ -1,0 +1,87 @@
+"""This x86-64 Linux host: Qualcomm's HTP simulator and the QNN CPU library, both from the onnxruntime-qnn wheels."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata, util
+
+from pytest_qnn.devices.soc import find_soc
+from pytest_qnn.errors import BackendUnavailableError
+from pytest_qnn.settings import Settings
+from pytest_qnn.targets.options import check_options
+from pytest_qnn.targets.qnn_cpu import CpuLibraryMissing, find_cpu_library
+from pytest_qnn.targets.target import Plan
+
+NOT_A_DEVICE = {
+    "htp": "simulator: its times follow this host, not a Snapdragon",
+    "cpu": "x86-64 host: its times say nothing about a Snapdragon's CPU",
+}
+
+
+class SimulatorTarget:
+    """Runs ``htp`` on Qualcomm's own simulator and ``cpu`` on the QNN CPU library of x86-64 Linux."""
+
+    name = "simulator"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def missing(self, backend: str) -> str:
+        """Why ``backend`` can't be used here and how to change that; empty if it can."""
+        if backend == "gpu":
+            return "the QNN GPU backend needs an Adreno GPU: on x86-64 its library can only prepare models, not run them"
+        if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+            return (
+                f"QNN's {backend} backend runs on x86-64 Linux, this is {platform.system()} {platform.machine()}: use "
+                "such a host"
+            )
+        if util.find_spec("onnxruntime_qnn") is None:
+            return "onnxruntime-qnn is not installed: pip install 'pytest-qnn[sim]'"
+        if backend == "cpu":
+            try:
+                find_cpu_library(self.settings.cpu_library)
+            except CpuLibraryMissing as error:
+                return str(error)
+        return ""
+
+    def plan(self, backend: str, soc: str | None, options: Mapping[str, object]) -> Plan:
+        """How to run ``backend`` here.
+
+        Raises:
+            OptionError: unknown option, value or SoC.
+            BackendUnavailableError: the backend isn't here.
+        """
+        checked = check_options(backend, options)
+        chosen = find_soc(soc or self.settings.soc)
+        if reason := self.missing(backend):
+            raise BackendUnavailableError(f"backend {backend!r} is not available: {reason}")
+        wheel = metadata.version("onnxruntime-qnn")
+        versions = {"onnxruntime_qnn": wheel}
+        if backend == "htp":
+            own = {"backend_type": "htp", "soc_model": str(chosen.soc_id)}
+            return Plan(
+                backend="htp",
+                target=self.name,
+                process=f"htp {chosen.name} {wheel}",  # a second SoC in a process changes the precision of the first
+                provider_options=tuple({**checked, **own}.items()),
+                options=tuple(checked.items()),
+                soc=chosen,
+                simulated=True,
+                not_a_device=NOT_A_DEVICE["htp"],
+                versions=versions,
+            )
+        library = find_cpu_library(self.settings.cpu_library)
+        own = {"backend_path": str(library.path), "skip_qnn_version_check": "1"}
+        return Plan(
+            backend="cpu",
+            target=self.name,
+            process=f"cpu {library.path} {wheel}",
+            provider_options=tuple({**checked, **own}.items()),
+            options=tuple(checked.items()),
+            not_a_device=NOT_A_DEVICE["cpu"],
+            library=f"{library.path} ({library.origin})",
+            float_only=True,
+            versions=versions,
+        )

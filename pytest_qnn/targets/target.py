@@ -1,0 +1,57 @@
+"""What every target can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pytest_qnn.devices.soc import Soc
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run one backend on one target.
+
+    Attributes:
+        backend: "htp", "cpu" or "gpu".
+        target: the target's name.
+        process: what may share a runtime process: sessions with the same text here.
+        provider_options: for the QNN execution provider, complete and validated.
+        options: those of them that the user asked for.
+        soc: what is simulated or driven; None where the backend doesn't know SoCs.
+        simulated: whether a simulator computes the results.
+        not_a_device: why latencies measured here say nothing about a Snapdragon device; empty if they do.
+        library: the runtime library, where it isn't the installed wheel's own.
+    """
+
+    backend: str
+    target: str
+    process: str
+    provider_options: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, str], ...] = ()
+    soc: Soc | None = None
+    simulated: bool = False
+    not_a_device: str = ""
+    library: str = ""
+    float_only: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
+
+
+class Target(Protocol):
+    """A place with a QNN runtime."""
+
+    name: str
+
+    def missing(self, backend: str) -> str:
+        """Why ``backend`` can't be used here and how to change that; empty if it can."""
+        ...
+
+    def plan(self, backend: str, soc: str | None, options: Mapping[str, object]) -> Plan:
+        """How to run ``backend`` here.
+
+        Raises:
+            OptionError: unknown option, value or SoC.
+            BackendUnavailableError: the backend isn't here.
+        """
+        ...
