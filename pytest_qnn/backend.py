@@ -84,7 +84,9 @@ class Backend:
             self.bench.limits.memory_mib,
         )
         asked = read_model(model, dimensions)
-        original = read_model(float_model, _shared_dimensions(float_model, dimensions)) if float_model else None
+        original = (
+            read_model(float_model, _shared_dimensions(float_model, dimensions)) if float_model else None
+        )
         for used in (asked, original):
             if used is not None:
                 _check_usable(used)
@@ -99,12 +101,16 @@ class Backend:
                     f"leave {self.name!r} out"
                 )
             executed = original
-            notes.append(f"QNN {self.name} computes in float only: the float model ran in place of the QDQ model")
+            notes.append(
+                f"QNN {self.name} computes in float only: the float model ran in place of the QDQ model"
+            )
         if executed.context:
             from pytest_qnn.artifacts.context import check_context
 
             check_context(executed, plan)
-        subject = f"{asked.path.name} on {self.name} ({plan.soc.name + ', ' if plan.soc else ''}{plan.target})"
+        subject = (
+            f"{asked.path.name} on {self.name} ({plan.soc.name + ', ' if plan.soc else ''}{plan.target})"
+        )
         request = LoadRequest(
             model=str(executed.path),
             digest=executed.digest,
@@ -124,7 +130,15 @@ class Backend:
             )
         in_float = self.bench.float_precision(plan)
         precision = executed.precision if executed.quantized else in_float
-        key = json.dumps([executed.digest, plan.provider_options, executed.dimensions, self.bench.versions, dict(plan.versions)])
+        key = json.dumps(
+            [
+                executed.digest,
+                plan.provider_options,
+                executed.dimensions,
+                self.bench.versions,
+                dict(plan.versions),
+            ]
+        )
         return Session(
             self.bench,
             plan,
@@ -136,7 +150,8 @@ class Backend:
             precision=precision,
             unquantized_precision=in_float,
             artifact=Artifact(
-                "context binary" if executed.context else "compiled in memory", hashlib.sha256(key.encode()).hexdigest()
+                "context binary" if executed.context else "compiled in memory",
+                hashlib.sha256(key.encode()).hexdigest(),
             ),
             allow_cpu=allow_cpu if isinstance(allow_cpu, bool) else frozenset(allow_cpu),
             notes=tuple(notes),
@@ -195,11 +210,16 @@ def _check_usable(model: Model) -> None:
                 )
             )
         if any(size == 0 for size in spec.shape):
-            raise ModelError(f"{model.path}: input {spec.describe()} has no elements: QNN crashes on such shapes")
+            raise ModelError(
+                f"{model.path}: input {spec.describe()} has no elements: QNN crashes on such shapes"
+            )
 
 
 def _check_twins(model: Model, original: Model) -> None:
-    for what, ours, theirs in (("input", model.inputs, original.inputs), ("output", model.outputs, original.outputs)):
+    for what, ours, theirs in (
+        ("input", model.inputs, original.inputs),
+        ("output", model.outputs, original.outputs),
+    ):
         mine, other = {t.name: t for t in ours}, {t.name: t for t in theirs}
         if mine.keys() != other.keys():
             raise ModelError(
@@ -216,7 +236,8 @@ def _check_twins(model: Model, original: Model) -> None:
 
 def _compatible(spec: TensorSpec, other: TensorSpec) -> bool:
     same_shape = len(spec.shape) == len(other.shape) and all(
-        a == b or isinstance(a, str) or isinstance(b, str) for a, b in zip(spec.shape, other.shape, strict=True)
+        a == b or isinstance(a, str) or isinstance(b, str)
+        for a, b in zip(spec.shape, other.shape, strict=True)
     )
     same_type = spec.dtype == other.dtype or (spec.encoding is not None and other.dtype == "float32")
     return same_shape and same_type

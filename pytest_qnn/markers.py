@@ -66,7 +66,9 @@ def device_requirements(definition: Any) -> dict[str, str]:
                 raise OptionError(f"device takes keyword arguments only, got {mark.args[0]!r}")
             for key, value in mark.kwargs.items():
                 if key not in ("soc", "htp_arch", "serial", "kind"):
-                    raise OptionError(f"device: {unknown_name('argument', key, ('soc', 'htp_arch', 'serial', 'kind'))}")
+                    raise OptionError(
+                        f"device: {unknown_name('argument', key, ('soc', 'htp_arch', 'serial', 'kind'))}"
+                    )
                 wanted.setdefault(key, value)
     result: dict[str, str] = {}
     if "soc" in wanted:
@@ -75,7 +77,9 @@ def device_requirements(definition: Any) -> dict[str, str]:
         by_arch = soc_of_arch(wanted["htp_arch"])
         soc = find_soc(result["soc"]) if "soc" in result else by_arch
         if soc.htp_arch != by_arch.htp_arch:
-            raise OptionError(f"device: soc {soc.name} has htp_arch v{soc.htp_arch}, not {wanted['htp_arch']}")
+            raise OptionError(
+                f"device: soc {soc.name} has htp_arch v{soc.htp_arch}, not {wanted['htp_arch']}"
+            )
         result["soc"] = soc.name
     if "kind" in wanted:
         kinds = ("simulator", "host", "adb")
@@ -152,7 +156,11 @@ def request_ids(requests: list[BackendRequest]) -> list[str]:
         if len({r.soc for r in rivals}) > 1:
             parts.append(request.soc or "default")
         differing = {pair for r in rivals for pair in r.options if any(pair not in o.options for o in rivals)}
-        parts += [value if not value.isdigit() else f"{key}={value}" for key, value in request.options if (key, value) in differing]
+        parts += [
+            value if not value.isdigit() else f"{key}={value}"
+            for key, value in request.options
+            if (key, value) in differing
+        ]
         ids.append("-".join(parts))
     return ids
 

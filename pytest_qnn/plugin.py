@@ -58,7 +58,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             group.addoption(flag, dest=dest, action="store_true", default=None, help=setting.help)
         elif setting.optional_value:
             group.addoption(
-                flag, dest=dest, nargs="?", const=setting.optional_value, metavar=setting.metavar, help=setting.help
+                flag,
+                dest=dest,
+                nargs="?",
+                const=setting.optional_value,
+                metavar=setting.metavar,
+                help=setting.help,
             )
         else:
             group.addoption(flag, dest=dest, metavar=setting.metavar, help=setting.help)

@@ -16,7 +16,14 @@ from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.runners.ort import LoadedModel, Placement
 from pytest_qnn.runners.shared_tensors import DTYPES, Array
 from pytest_qnn.targets.target import Plan
-from pytest_qnn.verdict.latency import LatencyBudget, LatencyStats, Outcome, is_precise, judge_latency, summarize
+from pytest_qnn.verdict.latency import (
+    LatencyBudget,
+    LatencyStats,
+    Outcome,
+    is_precise,
+    judge_latency,
+    summarize,
+)
 
 if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
@@ -176,8 +183,13 @@ class Session:
 
         plan = self.plan
         return {
-            "model": {"file": str(self.model.path), "sha256": self.model.digest, "precision": self.model.precision},
-            "float_model": self.float_model and {"file": str(self.float_model.path), "sha256": self.float_model.digest},
+            "model": {
+                "file": str(self.model.path),
+                "sha256": self.model.digest,
+                "precision": self.model.precision,
+            },
+            "float_model": self.float_model
+            and {"file": str(self.float_model.path), "sha256": self.float_model.digest},
             "executed": "float_model" if self.executed is self.float_model else "model",
             "artifact": {"kind": self.artifact.kind, "sha256": self.artifact.digest},
             "backend": plan.backend,
@@ -227,7 +239,8 @@ class Session:
 
     def _run(self, samples: list[Inputs], batch: bool, allow_non_finite: bool) -> Run:
         checked = [
-            self._check(sample, allow_non_finite, f" (sample {i})" if batch else "") for i, sample in enumerate(samples)
+            self._check(sample, allow_non_finite, f" (sample {i})" if batch else "")
+            for i, sample in enumerate(samples)
         ]
         results, seconds = [], []
         for sample in checked:
@@ -288,7 +301,13 @@ class Session:
             InputError: inputs that don't fit, or senseless numbers.
             TargetError: as for :meth:`run`.
         """
-        if min_samples < 1 or max_samples < min_samples or warmup < 0 or max_seconds <= 0 or relative_width <= 0:
+        if (
+            min_samples < 1
+            or max_samples < min_samples
+            or warmup < 0
+            or max_seconds <= 0
+            or relative_width <= 0
+        ):
             raise InputError(
                 f"{self.subject}: measure needs 1 <= min_samples <= max_samples, warmup >= 0, max_seconds > 0 and "
                 "relative_width > 0"
@@ -330,10 +349,14 @@ def _decided(stats: LatencyStats, budget: LatencyBudget | None) -> bool:
 
 def _check_array(subject: str, spec: TensorSpec, value: object, allow_non_finite: bool) -> Array:
     if not isinstance(value, np.ndarray | np.generic):
-        raise InputError(f"{subject}: input {spec.describe()}: expected a numpy array, got {type(value).__name__}")
+        raise InputError(
+            f"{subject}: input {spec.describe()}: expected a numpy array, got {type(value).__name__}"
+        )
     array = np.asarray(value)
     if spec.dtype not in DTYPES:
-        raise InputError(f"{subject}: input {spec.describe()}: arrays of type {spec.dtype} can't be handed over")
+        raise InputError(
+            f"{subject}: input {spec.describe()}: arrays of type {spec.dtype} can't be handed over"
+        )
     if array.dtype.name != spec.dtype:
         raise InputError(
             f"{subject}: input {spec.describe()} got dtype {array.dtype}: convert it with .astype(np.{spec.dtype})"

@@ -27,7 +27,6 @@ class Soc:
     htp_arch: int
 
 
-
 SOCS = {
     soc.name: soc
     for soc in (

@@ -37,7 +37,9 @@ def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record)
     for output in failed[:SHOWN_OUTPUTS]:
         lines += _output_lines(session, output)
     if len(failed) > SHOWN_OUTPUTS:
-        lines.append(f"  and {len(failed) - SHOWN_OUTPUTS} more: {', '.join(o.name for o in failed[SHOWN_OUTPUTS:][:8])}")
+        lines.append(
+            f"  and {len(failed) - SHOWN_OUTPUTS} more: {', '.join(o.name for o in failed[SHOWN_OUTPUTS:][:8])}"
+        )
     blame = verdict.blame
     if blame == "backend" and not session.executed.quantized:
         blame = "backend of a float model"
@@ -84,7 +86,9 @@ def _output_lines(session: Session, output: OutputVerdict) -> list[str]:
 
 def placement_message(session: Session, misplaced: Sequence[Misplaced], record: Record) -> str:
     """Each node that did not run where it was asked to, and why."""
-    lines = [f"{session.subject}: {len(misplaced)} of {session.placement.total} nodes did not run on {session.backend}:"]
+    lines = [
+        f"{session.subject}: {len(misplaced)} of {session.placement.total} nodes did not run on {session.backend}:"
+    ]
     lines += [f"  {node}" for node in misplaced[:SHOWN_NODES]]
     if len(misplaced) > SHOWN_NODES:
         lines.append(f"  and {len(misplaced) - SHOWN_NODES} more")
@@ -99,10 +103,14 @@ def placement_message(session: Session, misplaced: Sequence[Misplaced], record: 
 def latency_message(session: Session, verdict: LatencyVerdict, record: Record) -> str:
     """Each limit with the interval that was measured."""
     stats = verdict.stats
-    lines = [f"{session.subject}: latency {verdict.outcome} budget, {stats.samples} samples after {stats.warmup} warm-up runs"]
+    lines = [
+        f"{session.subject}: latency {verdict.outcome} budget, {stats.samples} samples after {stats.warmup} warm-up runs"
+    ]
     lines += [f"  {limit}" for limit in verdict.limits]
     if abs(stats.drift - 1) > 0.1:
-        lines.append(f"  the second half of the samples was {stats.drift:.2f} times as slow as the first: not at rest")
+        lines.append(
+            f"  the second half of the samples was {stats.drift:.2f} times as slow as the first: not at rest"
+        )
     if session.plan.not_a_device:
         lines.append(f"  {session.plan.not_a_device}; judged because of --qnn-simulated-latency")
     return "\n".join(lines + _again(record))

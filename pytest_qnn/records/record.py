@@ -41,7 +41,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def make_record(bench: Bench, session: Session, kind: str, verdict: str, blame: str, reason: str, **more: Any) -> Record:
+def make_record(
+    bench: Bench, session: Session, kind: str, verdict: str, blame: str, reason: str, **more: Any
+) -> Record:
     """A record of the running test.
 
     Args:

@@ -30,7 +30,9 @@ class ReferenceRunner:
         cache: where results are kept across processes and sessions.
     """
 
-    def __init__(self, load: Callable[[LoadRequest, str, Limits], LoadedModel], cache: ArrayCache, limits: Limits) -> None:
+    def __init__(
+        self, load: Callable[[LoadRequest, str, Limits], LoadedModel], cache: ArrayCache, limits: Limits
+    ) -> None:
         self._load, self._cache, self._limits = load, cache, limits
         self._twins: dict[str, Model] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None

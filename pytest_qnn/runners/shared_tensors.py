@@ -51,7 +51,9 @@ class Arena:
         layout, end = [], 0
         for name, array in arrays.items():
             start = -(-end // ALIGNMENT) * ALIGNMENT
-            layout.append({"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "offset": start})
+            layout.append(
+                {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "offset": start}
+            )
             end = start + array.nbytes
         memory = self.reserve(max(end, 1))
         for place, array in zip(layout, arrays.values(), strict=True):

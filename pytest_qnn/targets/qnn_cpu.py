@@ -51,7 +51,9 @@ def find_cpu_library(configured: Path | None) -> CpuLibrary:
     if configured is not None:
         path = configured / LIBRARY if configured.is_dir() else configured
         if not path.is_file():
-            raise CpuLibraryMissing(f"the configured cpu_library {configured} doesn't exist: correct the setting")
+            raise CpuLibraryMissing(
+                f"the configured cpu_library {configured} doesn't exist: correct the setting"
+            )
         return CpuLibrary(path.absolute(), "configured")
     sdk = os.environ.get("QNN_SDK_ROOT")
     if sdk and (path := Path(sdk, "lib", "x86_64-linux-clang", LIBRARY)).is_file():
@@ -103,21 +105,37 @@ def _download(work: Path) -> Path:
     requirements.write_text(f"onnxruntime-qnn=={WHEEL_VERSION} --hash=sha256:{WHEEL_SHA256}\n")
     python, abi = "3.11", WHEEL_TAGS[0]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--require-hashes", "--platform", WHEEL_TAGS[1], "--python-version", python]
+    command += [
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--platform",
+        WHEEL_TAGS[1],
+        "--python-version",
+        python,
+    ]
     command += ["--implementation", "cp", "--abi", abi, "--dest", str(work), "-r", str(requirements)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise TargetError(f"pip did not finish within {FETCH_SECONDS} s; check the connection and try again") from error
+        raise TargetError(
+            f"pip did not finish within {FETCH_SECONDS} s; check the connection and try again"
+        ) from error
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-3:]
+        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[
+            -3:
+        ]
         raise TargetError("pip could not download onnxruntime-qnn " + WHEEL_VERSION + ": " + " ".join(lines))
     return wheels[0]
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
-    wanted = ("onnxruntime_qnn.libs/", "onnxruntime_qnn/" + LIBRARY, "onnxruntime_qnn/LICENSE", "onnxruntime_qnn/Qualcomm")
+    wanted = (
+        "onnxruntime_qnn.libs/",
+        "onnxruntime_qnn/" + LIBRARY,
+        "onnxruntime_qnn/LICENSE",
+        "onnxruntime_qnn/Qualcomm",
+    )
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if name.startswith(wanted):

@@ -127,13 +127,17 @@ class OutputCase:
             self.structure.append(f"shape: the backend's is {list(y.shape)}, the reference's {list(q.shape)}")
             return
         if f is not None and f.shape != q.shape:
-            self.structure.append(f"shape: the float reference's is {list(f.shape)}, the QDQ reference's {list(q.shape)}")
+            self.structure.append(
+                f"shape: the float reference's is {list(f.shape)}, the QDQ reference's {list(q.shape)}"
+            )
             return
         self.evidence.add(q, y, f, r)
         if self.exact:
             self.differing += int(np.count_nonzero(q != y))
             others = [other for other in (f, r) if other is not None]
-            self.reference_differing += max((int(np.count_nonzero(q != other)) for other in others), default=0)
+            self.reference_differing += max(
+                (int(np.count_nonzero(q != other)) for other in others), default=0
+            )
         t = self.tolerance
         if t is not None and (t.absolute is not None or t.relative is not None):
             self._bounds(np.asarray(q, np.float64).reshape(-1), np.asarray(y, np.float64).reshape(-1), t)
@@ -211,7 +215,9 @@ class OutputCase:
         if t.steps is not None:
             steps = figures["max_steps"]
             if steps is None:
-                failures.append("steps: the output isn't quantised, so it has no steps: give absolute or sqnr_db instead")
+                failures.append(
+                    "steps: the output isn't quantised, so it has no steps: give absolute or sqnr_db instead"
+                )
             elif steps > t.steps * (1 + 1e-3) + 1e-3:
                 failures.append(f"steps: the largest |y-q| is {steps:.3g} steps (limit {t.steps:g})")
         if self.violations:
@@ -225,7 +231,9 @@ class OutputCase:
         if t.cosine is not None and not (cosine is not None and cosine >= t.cosine):
             failures.append(f"cosine: {cosine:.5f} against float (limit {t.cosine:g})")
         if t.top_k is not None and (misses := self.evidence.top_k_misses.get(int(t.top_k), 0)):
-            failures.append(f"top_k: in {misses} rows the reference's best class is not among the best {t.top_k:g}")
+            failures.append(
+                f"top_k: in {misses} rows the reference's best class is not among the best {t.top_k:g}"
+            )
         return failures
 
     def _explicit_blame(self, figures: Mapping[str, float | int | None]) -> str:

@@ -140,7 +140,10 @@ def apply_rule(
     bias_limit += (c.bias_noise_few if few else c.bias_noise) * math.sqrt(noise / n)
     bias_limit += abs(s.g1) / n if few else 0.0
     bias_limit += (c.sigmas if few else c.sigmas_bias) * math.sqrt(err) / n
-    test(abs(bias) > bias_limit, f"bias: the mean of y-q is {_steps(bias, step)} (limit {_steps(bias_limit, step)})")
+    test(
+        abs(bias) > bias_limit,
+        f"bias: the mean of y-q is {_steps(bias, step)} (limit {_steps(bias_limit, step)})",
+    )
 
     unit = s.max_g + s.max_h + 2 * grain + math.sqrt(c.prior_power * s.q2 / n * min(1.0, c.prior_count / n))
     unit += 0.0 if quantized else 1.25 * relative * max_f
@@ -174,7 +177,9 @@ def apply_rule(
     if evidence.has_float and not ruined and sqnr < c.poor_db:
         warnings.append(f"the quantisation is poor: its SQNR against float is {sqnr:.1f} dB")
     if not informative:
-        warnings.append("the reference hardly varies, so this output proves little: use inputs that make it vary")
+        warnings.append(
+            "the reference hardly varies, so this output proves little: use inputs that make it vary"
+        )
     if own > 0.25 * err and own > 0.5 * noise and own > 0:
         warnings.append("the reference moves with its optimisation level as much as with the quantisation")
     return Finding(tuple(failures), tuple(warnings), attribute(evidence, ruined) if failures else "none")
@@ -205,7 +210,9 @@ def attribute(evidence: Evidence, ruined: bool | None = None) -> str:
     return "backend"
 
 
-def _channel_failures(evidence: Evidence, c: Constants, grain: float, relative: float, prior: float) -> list[str]:
+def _channel_failures(
+    evidence: Evidence, c: Constants, grain: float, relative: float, prior: float
+) -> list[str]:
     failures, worst, where = [], 0.0, ""
     for sums in evidence.channels:
         m = sums.elements

@@ -1,0 +1,38 @@
+"""``pytest-qnn``: what needs no test. One module per command; a new command is one file and one line here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pytest_qnn import __version__
+from pytest_qnn.errors import QnnError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 not, 2 wrong usage, 130 interrupted."""
+    from pytest_qnn.cli import doctor, fetch
+
+    parser = argparse.ArgumentParser(
+        prog="pytest-qnn", description="Validation of models on Qualcomm's QNN backends."
+    )
+    parser.add_argument("--version", action="version", version=f"pytest-qnn {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in (doctor, fetch):
+        command.register(commands)
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except QnnError as error:
+        sys.stderr.write(f"pytest-qnn: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("pytest-qnn: interrupted\n")
+        return 130
+
+
+def write(text: str = "") -> None:
+    """A line of a command's output."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,5 @@
+"""``python -m pytest_qnn.cli``."""
+
+from pytest_qnn.cli import main
+
+raise SystemExit(main())

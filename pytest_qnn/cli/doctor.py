@@ -1,0 +1,182 @@
+"""``pytest-qnn doctor``: what works on this host, proved by running it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from pytest_qnn.cli import write
+from pytest_qnn.errors import OptionError, QnnError
+from pytest_qnn.settings import BACKENDS, load_settings, unknown_name
+
+Check = dict[str, Any]
+
+
+def register(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("doctor", help="check what works on this host, by running it")
+    parser.add_argument(
+        "--require", default="", metavar="NAMES", help="backends that must work, e.g. htp,cpu"
+    )
+    parser.add_argument("--soc", help="SoC to simulate")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Check everything; 0 only if what was required works."""
+    required = [name for name in chosen.require.replace(",", " ").split() if name]
+    for name in required:
+        if name not in BACKENDS:
+            raise OptionError(f"--require: {unknown_name('backend', name, BACKENDS)}")
+    settings = load_settings(Path.cwd(), {"soc": chosen.soc} if chosen.soc else None)
+    checks = [_python(), *_packages(), *_backends(settings), _sdk(), _adb(), _devices()]
+    works = {c["name"]: c["ok"] for c in checks if c["kind"] == "backend"}
+    missing = [name for name in required if not works[name]]
+    if chosen.json:
+        write(
+            json.dumps(
+                {"ok": not missing, "required": required, "missing": missing, "checks": checks}, indent=1
+            )
+        )
+    else:
+        marks = {True: "ok", False: "no", None: "-"}
+        rows = [(c["name"], marks[c["ok"]], c["detail"]) for c in checks]
+        columns = shutil.get_terminal_size((120, 24)).columns
+        for line in tabulate(
+            rows, tablefmt="plain", maxcolwidths=[None, None, max(40, columns - 24)]
+        ).splitlines():
+            write(line.rstrip())
+        if missing:
+            write(f"\nrequired, but doesn't work: {', '.join(missing)}")
+    return 1 if missing else 0
+
+
+def _check(kind: str, name: str, ok: bool | None, detail: str, **more: object) -> Check:
+    return {"kind": kind, "name": name, "ok": ok, "detail": detail, **more}
+
+
+def _python() -> Check:
+    return _check(
+        "host", "python", True, f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    )
+
+
+def _packages() -> list[Check]:
+    checks = []
+    for name in ("onnxruntime", "onnxruntime-qnn", "onnx", "pytest", "pytest-xdist"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            hint = (
+                "not installed: pip install 'pytest-qnn[sim]'"
+                if name == "onnxruntime-qnn"
+                else "not installed"
+            )
+            checks.append(_check("package", name, False, hint))
+        else:
+            checks.append(_check("package", name, True, version, version=version))
+    return checks
+
+
+def _backends(settings: Any) -> list[Check]:
+    from pytest_qnn.bench import Bench
+
+    bench = Bench(settings)
+    try:
+        return [_backend(bench, name) for name in BACKENDS]
+    finally:
+        bench.close()
+
+
+def _backend(bench: Any, name: str) -> Check:
+    """Compile and run a one-node model on a backend, and compare it with what must come out."""
+    from pytest_qnn.model.probe import PROBE_INPUT, one_node_model
+
+    if reason := bench.target.missing(name):
+        return _check("backend", name, False, reason)
+    start = time.perf_counter()
+    try:
+        with one_node_model("Relu") as file:
+            from pytest_qnn.markers import BackendRequest
+
+            session = bench.backend(BackendRequest(name)).load(file)
+            loaded = time.perf_counter()
+            y = session.run(PROBE_INPUT).output()
+            ran = time.perf_counter()
+    except QnnError as error:
+        return _check("backend", name, False, str(error))
+    if not (abs(y - PROBE_INPUT.clip(0)) <= 0.01).all():
+        return _check(
+            "backend", name, False, f"Relu({PROBE_INPUT.tolist()}) gave {y.tolist()}: the runtime is broken"
+        )
+    plan = session.plan
+    where = (
+        f"simulated {plan.soc.name} (v{plan.soc.htp_arch})" if plan.simulated and plan.soc else plan.library
+    )
+    return _check(
+        "backend",
+        name,
+        True,
+        f"{where}, float models in {session.precision}; one node: loaded in {1e3 * (loaded - start):.0f} ms, ran in "
+        f"{1e3 * (ran - loaded):.1f} ms",
+        load_ms=1e3 * (loaded - start),
+        run_ms=1e3 * (ran - loaded),
+        simulated=plan.simulated,
+        precision=session.precision,
+    )
+
+
+def _sdk() -> Check:
+    root = os.environ.get("QNN_SDK_ROOT")
+    if not root:
+        return _check("sdk", "QNN SDK", None, "QNN_SDK_ROOT is not set: not needed for the simulator")
+    folder = Path(root)
+    tools = folder / "bin" / "x86_64-linux-clang"
+    if not tools.is_dir():
+        return _check("sdk", "QNN SDK", False, f"{tools} doesn't exist: correct QNN_SDK_ROOT")
+    return _check("sdk", "QNN SDK", True, f"{folder}, {len(list(tools.iterdir()))} host tools")
+
+
+def _adb() -> Check:
+    try:
+        import adbutils
+
+        path = adbutils.adb_path()
+    except Exception as error:  # a missing binary is reported in several ways by different releases
+        return _check("adb", "adb", None, f"not found ({error}): needed for devices only")
+    return _check("adb", "adb", True, str(path))
+
+
+def _devices() -> Check:
+    """Devices that a running adb server knows; a server is never started for this."""
+    import socket
+
+    address = ("127.0.0.1", int(os.environ.get("ANDROID_ADB_SERVER_PORT", "5037")))
+    try:
+        with socket.create_connection(address, timeout=1) as s:
+            s.settimeout(2)
+            s.sendall(b"000chost:devices")
+            answer = b""
+            while part := s.recv(4096):
+                answer += part
+    except OSError:
+        return _check("adb", "devices", None, f"no adb server on port {address[1]}: none asked")
+    lines = [line for line in answer[8:].decode(errors="replace").splitlines() if line.strip()]
+    return _check(
+        "adb", "devices", None, ", ".join(line.replace("\t", " ") for line in lines) or "none attached"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(argparse.Namespace(require="", soc=None, json=False)))
