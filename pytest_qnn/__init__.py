@@ -72,7 +72,7 @@ _HOME = {
     ),
 }
 
-__all__ = [  # noqa: PLE0604, RUF022 - the names above, loaded lazily
+__all__ = [  # noqa: PLE0604 - the names above, loaded lazily
     *_HOME
 ]
 

@@ -47,9 +47,7 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
     """
     __tracebackhide__ = True
     if not isinstance(run, Run):
-        raise UsageError(
-            f"assert_matches_reference takes what session.run(...) returned, got {type(run).__name__}"
-        )
+        raise UsageError(f"assert_matches_reference takes what session.run(...) returned, got {type(run).__name__}")
     session = run.session
     cases = [_case(session, spec, tolerance) for spec in session.outputs]
     _check_names(tolerance, session)
@@ -66,9 +64,7 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
             f = references.run(float_source, _as_float(sample, session, float_source), LEVEL)
         for case, spec in zip(cases, session.outputs, strict=True):
             real = None if f is None else _real(f[spec.name], spec)
-            case.add(
-                _real(q[spec.name], spec), _real(result[spec.name], spec), real, _real(r[spec.name], spec)
-            )
+            case.add(_real(q[spec.name], spec), _real(result[spec.name], spec), real, _real(r[spec.name], spec))
     verdict = judge(cases, len(run.samples))
     failed = verdict.failed
     reason = f"output {failed[0].name!r}: {failed[0].failures[0]}" if failed else ""
@@ -128,9 +124,7 @@ def assert_latency(measurement: Measurement, budget: LatencyBudget | None = None
     """
     __tracebackhide__ = True
     if not isinstance(measurement, Measurement):
-        raise UsageError(
-            f"assert_latency takes what session.measure(...) returned, got {type(measurement).__name__}"
-        )
+        raise UsageError(f"assert_latency takes what session.measure(...) returned, got {type(measurement).__name__}")
     session, stats = measurement.session, measurement.stats
     settings = session.bench.settings
     budget = budget or session.bench.latency_budget(session) or measurement.budget
@@ -143,9 +137,7 @@ def assert_latency(measurement: Measurement, budget: LatencyBudget | None = None
         verdict = LatencyVerdict(Outcome.NOT_JUDGED, (), stats, budget, measurement.not_a_device)
     else:
         verdict = judge_latency(stats, budget)
-    failed = verdict.outcome is Outcome.OVER or (
-        verdict.outcome is Outcome.UNDECIDED and settings.strict_latency
-    )
+    failed = verdict.outcome is Outcome.OVER or (verdict.outcome is Outcome.UNDECIDED and settings.strict_latency)
     reason = "; ".join(str(limit) for limit in verdict.limits if limit.outcome is not Outcome.WITHIN)
     names = {Outcome.WITHIN: "pass", Outcome.OVER: "fail"}
     record = make_record(
@@ -191,14 +183,10 @@ def _limits(session: Session, output: str, argument: Tolerances | None) -> tuple
         return argument[output], "argument"
     for mark in session.bench.test.tolerance_marks:
         if mark.get("output") in (None, output):
-            return Tolerance.from_values(
-                {k: v for k, v in mark.items() if k != "output"}, "tolerance"
-            ), "marker"
+            return Tolerance.from_values({k: v for k, v in mark.items() if k != "output"}, "tolerance"), "marker"
     for rule in session.bench.settings.tolerances:
         if rule.matches(session.model.path.name, output, session.backend):
-            return Tolerance.from_values(
-                rule.values, "[[tool.pytest_qnn.tolerance]]"
-            ), "project configuration"
+            return Tolerance.from_values(rule.values, "[[tool.pytest_qnn.tolerance]]"), "project configuration"
     return None, "derived"
 
 
@@ -230,11 +218,7 @@ def _float_source(session: Session) -> Model | None:
 def _float_name(session: Session, source: Model | None) -> str | None:
     if source is None:
         return session.executed.path.name
-    return (
-        source.path.name
-        if source is session.float_model
-        else f"{session.model.path.name} without its rounding"
-    )
+    return source.path.name if source is session.float_model else f"{session.model.path.name} without its rounding"
 
 
 def _as_float(sample: dict[str, Array], session: Session, source: Model) -> dict[str, Array]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_qnn.errors import ModelError, OptionError, PlacementError, UsageError
+from pytest_qnn.artifacts.context import check_artifact, compile_settings, store
+from pytest_qnn.errors import ArtifactError, ModelError, OptionError, PlacementError, UsageError
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.onnx_file import Model, load_proto, read_model
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.runners.ort import QNN, LoadedModel, LoadRequest, Placement, read_placement
 from pytest_qnn.runners.process import Limits
 from pytest_qnn.session import Artifact, Session
+from pytest_qnn.targets.target import Plan
 
 if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
@@ -49,6 +53,7 @@ class Backend:
         *,
         float_model: FilePath | None = None,
         dimensions: Mapping[str, int] | None = None,
+        artifact: FilePath | None = None,
         allow_cpu: bool | Iterable[str] = False,
         load_timeout: float | None = None,
         run_timeout: float | None = None,
@@ -57,10 +62,11 @@ class Backend:
         """Compile and load a model in a runtime process.
 
         Args:
-            model: ONNX file, float32 or QDQ, or the wrapper of a context binary made by :meth:`compile`.
-            float_model: the float original of a QDQ model, with the same inputs and outputs: it makes the verdict three-way, and
-                it is what runs on ``cpu``, which computes in float only.
+            model: ONNX file, float32 or QDQ.
+            float_model: the float original of a QDQ model, with the same inputs and outputs: it makes the verdict
+                three-way, and it is what runs on ``cpu``, which computes in float only.
             dimensions: sizes for named dynamic dimensions, e.g. ``{"batch": 1}``.
+            artifact: what :meth:`compile` made from ``model``: it runs in place of a fresh compile, once it is checked.
             allow_cpu: nodes that may run on onnxruntime's CPU provider without failing an accuracy verdict: operators or
                 node names, or True for all.
             load_timeout, run_timeout: seconds, instead of the settings' values.
@@ -69,76 +75,40 @@ class Backend:
         Raises:
             ModelError: the model can't be used: broken, incomplete, or with dynamic dimensions left open.
             OptionError: unknown option or bad value.
+            UsageError: a QDQ model without ``float_model`` on a backend that computes in float only.
             ArtifactError: a context binary that was altered or made for something else.
             CompileError: the backend refused the model.
             PlacementError: none of its nodes run on the backend.
             TargetError: the runtime died, hung or ran out of memory.
         """
-        soc = options.pop("soc", None) or self._request.soc
-        plan = self.bench.target.plan(
-            self.name, str(soc) if soc else None, {**dict(self._request.options), **options}
-        )
-        limits = Limits(
-            _seconds("load_timeout", load_timeout, self.bench.limits.load_seconds),
-            _seconds("run_timeout", run_timeout, self.bench.limits.run_seconds),
-            self.bench.limits.memory_mib,
-        )
-        asked = read_model(model, dimensions)
-        original = (
-            read_model(float_model, _shared_dimensions(float_model, dimensions)) if float_model else None
-        )
-        for used in (asked, original):
-            if used is not None:
-                _check_usable(used)
-        if original is not None:
+        plan = self._plan(options)
+        limits = self._limits(load_timeout, run_timeout)
+        asked = _usable(read_model(model, dimensions))
+        original = None
+        if float_model is not None:
+            original = _usable(read_model(float_model, _shared_dimensions(float_model, dimensions)))
             _check_twins(asked, original)
-        executed, notes = asked, []
-        if plan.float_only and asked.quantized:
-            if original is None:
-                raise UsageError(
-                    f"{asked.path.name} is quantised, and QNN's {self.name} backend computes in float only (it refuses "
-                    "quantised operators, which would then run elsewhere): pass float_model= with the float original, or "
-                    f"leave {self.name!r} out"
-                )
-            executed = original
-            notes.append(
-                f"QNN {self.name} computes in float only: the float model ran in place of the QDQ model"
-            )
-        if executed.context:
-            from pytest_qnn.artifacts.context import check_context
-
-            check_context(executed, plan)
-        subject = (
-            f"{asked.path.name} on {self.name} ({plan.soc.name + ', ' if plan.soc else ''}{plan.target})"
-        )
+        executed, notes = self._executed(plan, asked, original)
+        wrapper, manifest = None, None
+        if artifact is not None:
+            wrapper = Path(artifact).expanduser().absolute()
+            if plan.backend != "htp":
+                raise UsageError(f"artifact={wrapper.name}: context binaries are for htp, this is {plan.backend}")
+            manifest = check_artifact(wrapper, executed, plan)
+        subject = f"{asked.path.name} on {self.name} ({plan.soc.name + ', ' if plan.soc else ''}{plan.target})"
         request = LoadRequest(
-            model=str(executed.path),
-            digest=executed.digest,
+            model=str(wrapper or executed.path),
+            digest=manifest.binary_sha256 if manifest else executed.digest,
             process=plan.process,
             provider=QNN,
             provider_options=plan.provider_options,
-            dimensions=executed.dimensions,
+            dimensions=() if manifest else executed.dimensions,
         )
         loaded = self.bench.load_shared(request, subject, limits)
         placement = self._placement(executed, request, loaded, subject, limits)
         if not placement.backend:
-            raise PlacementError(
-                f"{subject}: none of the model's {placement.total} nodes run on {self.name}: all of them fell back to "
-                "onnxruntime's CPU provider"
-                + "".join(f"\n  {m}" for m in placement.misplaced[:10])
-                + "".join(f"\n  log: {line[:300]}" for line in loaded.info.log[-4:] if "rror" in line)
-            )
+            raise PlacementError(_nothing_placed(subject, self.name, placement, loaded.info.log))
         in_float = self.bench.float_precision(plan)
-        precision = executed.precision if executed.quantized else in_float
-        key = json.dumps(
-            [
-                executed.digest,
-                plan.provider_options,
-                executed.dimensions,
-                self.bench.versions,
-                dict(plan.versions),
-            ]
-        )
         return Session(
             self.bench,
             plan,
@@ -147,15 +117,92 @@ class Backend:
             float_model=original,
             executed=executed,
             placement=placement,
-            precision=precision,
+            precision=executed.precision if executed.quantized else in_float,
             unquantized_precision=in_float,
-            artifact=Artifact(
-                "context binary" if executed.context else "compiled in memory",
-                hashlib.sha256(key.encode()).hexdigest(),
+            artifact=(
+                Artifact("context binary", manifest.binary_sha256, str(wrapper))
+                if manifest
+                else Artifact("compiled in memory", self._digest(executed, plan))
             ),
             allow_cpu=allow_cpu if isinstance(allow_cpu, bool) else frozenset(allow_cpu),
-            notes=tuple(notes),
+            notes=notes,
         )
+
+    def compile(
+        self,
+        model: FilePath,
+        output: FilePath,
+        *,
+        dimensions: Mapping[str, int] | None = None,
+        load_timeout: float | None = None,
+        **options: object,
+    ) -> Path:
+        """Compile a model to a context binary in the folder ``output``: ``NAME.SOC.ctx.onnx``, its ``.bin``, a manifest.
+
+        Returns:
+            The wrapper, to be given to :meth:`load` as ``artifact``.
+
+        Raises:
+            UsageError: the backend has no context binaries.
+            ModelError, OptionError, CompileError, TargetError: as for :meth:`load`.
+            ArtifactError: the model doesn't become a single context, or ``output`` can't be written.
+        """
+        plan = self._plan(options)
+        if plan.backend != "htp":
+            raise UsageError(f"context binaries are for htp, not for {plan.backend}")
+        source = _usable(read_model(model, dimensions))
+        folder = Path(output).expanduser().absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as work:
+                made = Path(work, "model.onnx")
+                request = LoadRequest(
+                    model=str(source.path),
+                    digest=source.digest,
+                    process=plan.process,
+                    provider=QNN,
+                    provider_options=plan.provider_options,
+                    dimensions=source.dimensions,
+                    config=compile_settings(made),
+                )
+                subject = f"{source.path.name} on {self.name} ({plan.soc.name if plan.soc else '-'}, {plan.target})"
+                LoadedModel(self.bench.pool, request, subject, self._limits(load_timeout, None)).close()
+                if not made.is_file():
+                    raise ArtifactError(f"{subject}: the runtime made no context: none of the nodes run on {self.name}")
+                return store(made, folder, source, plan)
+        except OSError as error:
+            raise ArtifactError(f"{folder}: can't be written: {error.strerror or error}") from error
+
+    def _plan(self, options: dict[str, object]) -> Plan:
+        soc = options.pop("soc", None) or self._request.soc
+        merged = {**dict(self._request.options), **options}
+        return self.bench.target.plan(self.name, str(soc) if soc else None, merged)
+
+    def _limits(self, load_timeout: float | None, run_timeout: float | None) -> Limits:
+        default = self.bench.limits
+        return Limits(
+            _seconds("load_timeout", load_timeout, default.load_seconds),
+            _seconds("run_timeout", run_timeout, default.run_seconds),
+            default.memory_mib,
+        )
+
+    def _executed(self, plan: Plan, asked: Model, original: Model | None) -> tuple[Model, tuple[str, ...]]:
+        """The model that really runs, and what a record must say of that."""
+        if not (plan.float_only and asked.quantized):
+            return asked, ()
+        if original is None:
+            raise UsageError(
+                f"{asked.path.name} is quantised, and QNN's {self.name} backend computes in float only (it refuses "
+                "quantised operators, which would then run elsewhere): pass float_model= with the float original, or "
+                f"leave {self.name!r} out"
+            )
+        note = f"QNN {self.name} computes in float only: the float model ran in place of the QDQ model"
+        return original, (note,)
+
+    def _digest(self, model: Model, plan: Plan) -> str:
+        versions = {**self.bench.versions, **plan.versions}
+        key = json.dumps([model.digest, plan.provider_options, model.dimensions, versions], sort_keys=True)
+        return hashlib.sha256(key.encode()).hexdigest()
 
     def _placement(
         self, model: Model, request: LoadRequest, loaded: LoadedModel, subject: str, limits: Limits
@@ -195,7 +242,27 @@ def _shared_dimensions(file: FilePath, dimensions: Mapping[str, int] | None) -> 
     return {name: size for name, size in dimensions.items() if name in open_ones}
 
 
-def _check_usable(model: Model) -> None:
+def _nothing_placed(subject: str, backend: str, placement: Placement, log: Iterable[str]) -> str:
+    lines = [
+        f"{subject}: none of the model's {placement.total} nodes run on {backend}: all of them fell back to onnxruntime's "
+        "CPU provider"
+    ]
+    lines += [f"  {node}" for node in placement.misplaced[:10]]
+    lines += [f"  log: {line[:300]}" for line in log if "[E:" in line][-4:]
+    return "\n".join(lines)
+
+
+def _usable(model: Model) -> Model:
+    """The model, if QNN can run such a graph at all.
+
+    Raises:
+        ModelError: no inputs, dynamic or empty dimensions, or a context binary's wrapper.
+    """
+    if model.context:
+        raise ModelError(
+            f"{model.path}: this is the wrapper of a context binary, which can't be judged alone: load the model that it "
+            "was made from, with artifact=... naming this file"
+        )
     if not model.inputs:
         raise ModelError(f"{model.path}: the model has no inputs: QNN can't run such a graph")
     for spec in model.inputs:
@@ -210,9 +277,8 @@ def _check_usable(model: Model) -> None:
                 )
             )
         if any(size == 0 for size in spec.shape):
-            raise ModelError(
-                f"{model.path}: input {spec.describe()} has no elements: QNN crashes on such shapes"
-            )
+            raise ModelError(f"{model.path}: input {spec.describe()} has no elements: QNN crashes on such shapes")
+    return model
 
 
 def _check_twins(model: Model, original: Model) -> None:
@@ -236,8 +302,7 @@ def _check_twins(model: Model, original: Model) -> None:
 
 def _compatible(spec: TensorSpec, other: TensorSpec) -> bool:
     same_shape = len(spec.shape) == len(other.shape) and all(
-        a == b or isinstance(a, str) or isinstance(b, str)
-        for a, b in zip(spec.shape, other.shape, strict=True)
+        a == b or isinstance(a, str) or isinstance(b, str) for a, b in zip(spec.shape, other.shape, strict=True)
     )
     same_type = spec.dtype == other.dtype or (spec.encoding is not None and other.dtype == "float32")
     return same_shape and same_type

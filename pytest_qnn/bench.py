@@ -27,9 +27,7 @@ from pytest_qnn.verdict.latency import LatencyBudget
 if TYPE_CHECKING:
     from pytest_qnn.records.record import Record
 
-KEPT_MODELS = (
-    8  # loaded models kept for the next who asks for the same; older ones are freed, and reload if used
-)
+KEPT_MODELS = 8  # loaded models kept for the next who asks for the same; older ones are freed, and reload if used
 
 
 @dataclass
@@ -121,9 +119,7 @@ class Bench:
                     break
         return LatencyBudget.from_values(values, "latency_budget") if values else None
 
-    def reference(
-        self, model: str | os.PathLike[str], dimensions: Mapping[str, int] | None = None
-    ) -> Reference:
+    def reference(self, model: str | os.PathLike[str], dimensions: Mapping[str, int] | None = None) -> Reference:
         """The onnxruntime CPU reference of a model.
 
         Raises:

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 MARKERS = (
     "backend(*names, **options): run on these QNN backends (htp, cpu, gpu), with options of the backend",
     "device(soc=, htp_arch=, serial=, kind=): what the target must be",
-    "tolerance(steps=, absolute=, relative=, sqnr_db=, cosine=, top_k=, output=): limits for "
-    "assert_matches_reference",
+    "tolerance(steps=, absolute=, relative=, sqnr_db=, cosine=, top_k=, output=): limits for assert_matches_reference",
     "latency_budget(p50_ms=, p95_ms=, p99_ms=, throughput_ips=, peak_memory_mb=): limits for assert_latency",
 )
 NAMES = ("backend", "device", "tolerance", "latency_budget")
@@ -42,7 +41,7 @@ def _from_near_to_far(definition: pytest.Item | pytest.Collector, name: str) -> 
     """Marks called ``name`` by node, nearest node first; within a node in the order in which they were written."""
     levels: list[list[pytest.Mark]] = []
     node = None
-    for owner, mark in definition.iter_markers_with_node(name):  # type: ignore[attr-defined]
+    for owner, mark in definition.iter_markers_with_node(name):
         if owner is not node:
             levels.append([])
             node = owner
@@ -66,9 +65,7 @@ def device_requirements(definition: Any) -> dict[str, str]:
                 raise OptionError(f"device takes keyword arguments only, got {mark.args[0]!r}")
             for key, value in mark.kwargs.items():
                 if key not in ("soc", "htp_arch", "serial", "kind"):
-                    raise OptionError(
-                        f"device: {unknown_name('argument', key, ('soc', 'htp_arch', 'serial', 'kind'))}"
-                    )
+                    raise OptionError(f"device: {unknown_name('argument', key, ('soc', 'htp_arch', 'serial', 'kind'))}")
                 wanted.setdefault(key, value)
     result: dict[str, str] = {}
     if "soc" in wanted:
@@ -77,9 +74,7 @@ def device_requirements(definition: Any) -> dict[str, str]:
         by_arch = soc_of_arch(wanted["htp_arch"])
         soc = find_soc(result["soc"]) if "soc" in result else by_arch
         if soc.htp_arch != by_arch.htp_arch:
-            raise OptionError(
-                f"device: soc {soc.name} has htp_arch v{soc.htp_arch}, not {wanted['htp_arch']}"
-            )
+            raise OptionError(f"device: soc {soc.name} has htp_arch v{soc.htp_arch}, not {wanted['htp_arch']}")
         result["soc"] = soc.name
     if "kind" in wanted:
         kinds = ("simulator", "host", "adb")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["onnx_reference", "qnn_backend", "qnn_inputs", "qnn_target"]
 
-settings_key: pytest.StashKey[Settings] = pytest.StashKey()
-mistakes_key: pytest.StashKey[list[str]] = pytest.StashKey()
+settings_key = pytest.StashKey[Settings]()
+mistakes_key = pytest.StashKey[list[str]]()
 
 
 def project_settings(config: pytest.Config) -> Settings:
@@ -112,25 +112,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.config.stash[mistakes_key].append(f"{definition.nodeid}: {error}")
         return
     if uses:
-        metafunc.parametrize(
-            "qnn_backend", requests, ids=markers.request_ids(requests), indirect=True, scope="session"
-        )
+        metafunc.parametrize("qnn_backend", requests, ids=markers.request_ids(requests), indirect=True, scope="session")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if isinstance(item, pytest.Function) and getattr(item.cls, "setUpClass", None) is not None:
-        if any(item.iter_markers("backend")):
-            item.config.stash[mistakes_key].append(
-                f"{item.nodeid}: a unittest.TestCase can't take fixtures, so the backend mark would do nothing: make it a "
-                "plain class or function that asks for qnn_backend"
-            )
+    in_test_case = isinstance(item, pytest.Function) and getattr(item.cls, "setUpClass", None) is not None
+    if in_test_case and any(item.iter_markers("backend")):
+        item.config.stash[mistakes_key].append(
+            f"{item.nodeid}: a unittest.TestCase can't take fixtures, so the backend mark would do nothing: make it a "
+            "plain class or function that asks for qnn_backend"
+        )
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     mistakes = list(dict.fromkeys(config.stash[mistakes_key]))
-    if mistakes:
-        raise pytest.UsageError(*(f"pytest-qnn: {mistake}" for mistake in mistakes))
+    if mistakes and hasattr(config, "workerinput"):
+        # a worker that raises takes xdist down with it: run nothing, and let the controller say why
+        config.workeroutput["qnn_mistakes"] = mistakes  # type: ignore[attr-defined]
+        items.clear()
+    elif mistakes:
+        raise pytest.UsageError(*mistake_lines(mistakes))
+
+
+def mistake_lines(mistakes: list[str]) -> list[str]:
+    """What is said of mistakes in marks."""
+    return [f"pytest-qnn: {mistake}" for mistake in mistakes]
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -156,7 +163,7 @@ def pytest_runtest_makereport(
         report.when = "setup" if report.when == "call" else report.when
         if hasattr(report, "wasxfail"):
             del report.wasxfail
-            report.longrepr = item.repr_failure(call.excinfo)  # type: ignore[assignment]
+            report.longrepr = item.repr_failure(call.excinfo)
     if bench_key in item.config.stash:
         from pytest_qnn.records.collector import attach_records
 
@@ -179,6 +186,15 @@ class Reporting:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.collector: Collector | None = None
+        self.mistakes: list[str] = []  # of workers
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.mistakes += getattr(node, "workeroutput", {}).get("qnn_mistakes", [])
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.mistakes:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not hasattr(report, "qnn_records"):
@@ -193,6 +209,8 @@ class Reporting:
             json_file.append(file, fresh)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for line in mistake_lines(list(dict.fromkeys(self.mistakes))):
+            terminalreporter.write_line(f"ERROR: {line}", red=True)
         if self.collector is not None:
             from pytest_qnn.records.terminal import summary_lines
 

@@ -188,8 +188,7 @@ class Session:
                 "sha256": self.model.digest,
                 "precision": self.model.precision,
             },
-            "float_model": self.float_model
-            and {"file": str(self.float_model.path), "sha256": self.float_model.digest},
+            "float_model": self.float_model and {"file": str(self.float_model.path), "sha256": self.float_model.digest},
             "executed": "float_model" if self.executed is self.float_model else "model",
             "artifact": {"kind": self.artifact.kind, "sha256": self.artifact.digest},
             "backend": plan.backend,
@@ -226,7 +225,7 @@ class Session:
             InputError: names, shapes, dtypes or values don't fit.
             TargetError: the runtime died, hung, ran out of memory or reported an error.
         """
-        if isinstance(inputs, Mapping) or isinstance(inputs, np.ndarray):
+        if isinstance(inputs, Mapping | np.ndarray):
             return self._run([inputs], batch=False, allow_non_finite=allow_non_finite)
         return self.run_many(inputs, allow_non_finite=allow_non_finite)
 
@@ -239,8 +238,7 @@ class Session:
 
     def _run(self, samples: list[Inputs], batch: bool, allow_non_finite: bool) -> Run:
         checked = [
-            self._check(sample, allow_non_finite, f" (sample {i})" if batch else "")
-            for i, sample in enumerate(samples)
+            self._check(sample, allow_non_finite, f" (sample {i})" if batch else "") for i, sample in enumerate(samples)
         ]
         results, seconds = [], []
         for sample in checked:
@@ -301,18 +299,12 @@ class Session:
             InputError: inputs that don't fit, or senseless numbers.
             TargetError: as for :meth:`run`.
         """
-        if (
-            min_samples < 1
-            or max_samples < min_samples
-            or warmup < 0
-            or max_seconds <= 0
-            or relative_width <= 0
-        ):
+        if min_samples < 1 or max_samples < min_samples or warmup < 0 or max_seconds <= 0 or relative_width <= 0:
             raise InputError(
                 f"{self.subject}: measure needs 1 <= min_samples <= max_samples, warmup >= 0, max_seconds > 0 and "
                 "relative_width > 0"
             )
-        if not isinstance(inputs, Mapping) and not isinstance(inputs, np.ndarray):
+        if not isinstance(inputs, Mapping | np.ndarray):
             if not len(inputs):
                 raise InputError(f"{self.subject}: no samples: the list of inputs is empty")
             inputs = inputs[0]
@@ -326,9 +318,7 @@ class Session:
         while True:
             left = max_seconds - (time.monotonic() - start)
             slice_seconds = min(max(left, 1e-3), 0.5)
-            batch, peak = self._loaded.time(
-                sample, max_samples - len(times), slice_seconds, reset_peak=not times
-            )
+            batch, peak = self._loaded.time(sample, max_samples - len(times), slice_seconds, reset_peak=not times)
             times += batch
             stats = summarize(times, warmup=warmup, peak_memory_mb=peak or None)
             if len(times) >= max_samples or time.monotonic() - start >= max_seconds:
@@ -349,14 +339,10 @@ def _decided(stats: LatencyStats, budget: LatencyBudget | None) -> bool:
 
 def _check_array(subject: str, spec: TensorSpec, value: object, allow_non_finite: bool) -> Array:
     if not isinstance(value, np.ndarray | np.generic):
-        raise InputError(
-            f"{subject}: input {spec.describe()}: expected a numpy array, got {type(value).__name__}"
-        )
+        raise InputError(f"{subject}: input {spec.describe()}: expected a numpy array, got {type(value).__name__}")
     array = np.asarray(value)
     if spec.dtype not in DTYPES:
-        raise InputError(
-            f"{subject}: input {spec.describe()}: arrays of type {spec.dtype} can't be handed over"
-        )
+        raise InputError(f"{subject}: input {spec.describe()}: arrays of type {spec.dtype} can't be handed over")
     if array.dtype.name != spec.dtype:
         raise InputError(
             f"{subject}: input {spec.describe()} got dtype {array.dtype}: convert it with .astype(np.{spec.dtype})"
@@ -386,4 +372,4 @@ def _check_array(subject: str, spec: TensorSpec, value: object, allow_non_finite
 
 def _layout_swapped(got: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
     n, a, b, c = got
-    return wanted in ((n, c, a, b), (n, b, c, a)) and not math.prod(got) == 0
+    return wanted in ((n, c, a, b), (n, b, c, a)) and math.prod(got) != 0

@@ -131,14 +131,10 @@ SETTINGS = (
     Setting("cpu_library", _path, None, "QNN's CPU backend library (libQnnCpu.so)", "FILE"),
     Setting("cache_dir", _path, None, "folder of the cache of reference results", "DIR"),
     Setting("cache_limit_mb", _positive, 2048.0, "size limit of that cache, in MiB", "MIB"),
-    Setting(
-        "load_timeout", _positive, 300.0, "seconds that compiling and loading a model may take", "SECONDS"
-    ),
+    Setting("load_timeout", _positive, 300.0, "seconds that compiling and loading a model may take", "SECONDS"),
     Setting("run_timeout", _positive, 120.0, "seconds that one inference may take", "SECONDS"),
     Setting("memory_limit_mb", _positive, 8192.0, "memory that a runtime process may use, in MiB", "MIB"),
-    Setting(
-        "strict_latency", _flag, False, "a latency budget that can't be decided fails the test", flag=True
-    ),
+    Setting("strict_latency", _flag, False, "a latency budget that can't be decided fails the test", flag=True),
     Setting(
         "simulated_latency",
         _flag,
@@ -256,9 +252,7 @@ def load_settings(
     known = {s.name for s in SETTINGS if s.ini} | {"tolerance", "latency_budget"}
     for key in table:
         if key not in known:
-            raise OptionError(
-                f"{folder / 'pyproject.toml'}: [tool.pytest_qnn]: {unknown_name('key', key, known)}"
-            )
+            raise OptionError(f"{folder / 'pyproject.toml'}: [tool.pytest_qnn]: {unknown_name('key', key, known)}")
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         layers = (

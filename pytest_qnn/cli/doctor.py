@@ -25,9 +25,7 @@ Check = dict[str, Any]
 def register(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("doctor", help="check what works on this host, by running it")
-    parser.add_argument(
-        "--require", default="", metavar="NAMES", help="backends that must work, e.g. htp,cpu"
-    )
+    parser.add_argument("--require", default="", metavar="NAMES", help="backends that must work, e.g. htp,cpu")
     parser.add_argument("--soc", help="SoC to simulate")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -44,18 +42,12 @@ def run(chosen: argparse.Namespace) -> int:
     works = {c["name"]: c["ok"] for c in checks if c["kind"] == "backend"}
     missing = [name for name in required if not works[name]]
     if chosen.json:
-        write(
-            json.dumps(
-                {"ok": not missing, "required": required, "missing": missing, "checks": checks}, indent=1
-            )
-        )
+        write(json.dumps({"ok": not missing, "required": required, "missing": missing, "checks": checks}, indent=1))
     else:
         marks = {True: "ok", False: "no", None: "-"}
         rows = [(c["name"], marks[c["ok"]], c["detail"]) for c in checks]
         columns = shutil.get_terminal_size((120, 24)).columns
-        for line in tabulate(
-            rows, tablefmt="plain", maxcolwidths=[None, None, max(40, columns - 24)]
-        ).splitlines():
+        for line in tabulate(rows, tablefmt="plain", maxcolwidths=[None, None, max(40, columns - 24)]).splitlines():
             write(line.rstrip())
         if missing:
             write(f"\nrequired, but doesn't work: {', '.join(missing)}")
@@ -67,9 +59,7 @@ def _check(kind: str, name: str, ok: bool | None, detail: str, **more: object) -
 
 
 def _python() -> Check:
-    return _check(
-        "host", "python", True, f"{platform.python_version()}, {platform.system()} {platform.machine()}"
-    )
+    return _check("host", "python", True, f"{platform.python_version()}, {platform.system()} {platform.machine()}")
 
 
 def _packages() -> list[Check]:
@@ -78,11 +68,7 @@ def _packages() -> list[Check]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            hint = (
-                "not installed: pip install 'pytest-qnn[sim]'"
-                if name == "onnxruntime-qnn"
-                else "not installed"
-            )
+            hint = "not installed: pip install 'pytest-qnn[sim]'" if name == "onnxruntime-qnn" else "not installed"
             checks.append(_check("package", name, False, hint))
         else:
             checks.append(_check("package", name, True, version, version=version))
@@ -117,13 +103,9 @@ def _backend(bench: Any, name: str) -> Check:
     except QnnError as error:
         return _check("backend", name, False, str(error))
     if not (abs(y - PROBE_INPUT.clip(0)) <= 0.01).all():
-        return _check(
-            "backend", name, False, f"Relu({PROBE_INPUT.tolist()}) gave {y.tolist()}: the runtime is broken"
-        )
+        return _check("backend", name, False, f"Relu({PROBE_INPUT.tolist()}) gave {y.tolist()}: the runtime is broken")
     plan = session.plan
-    where = (
-        f"simulated {plan.soc.name} (v{plan.soc.htp_arch})" if plan.simulated and plan.soc else plan.library
-    )
+    where = f"simulated {plan.soc.name} (v{plan.soc.htp_arch})" if plan.simulated and plan.soc else plan.library
     return _check(
         "backend",
         name,
@@ -173,9 +155,7 @@ def _devices() -> Check:
     except OSError:
         return _check("adb", "devices", None, f"no adb server on port {address[1]}: none asked")
     lines = [line for line in answer[8:].decode(errors="replace").splitlines() if line.strip()]
-    return _check(
-        "adb", "devices", None, ", ".join(line.replace("\t", " ") for line in lines) or "none attached"
-    )
+    return _check("adb", "devices", None, ", ".join(line.replace("\t", " ") for line in lines) or "none attached")
 
 
 if __name__ == "__main__":

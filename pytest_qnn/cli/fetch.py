@@ -29,9 +29,7 @@ def run(chosen: argparse.Namespace) -> int:
         write("pytest-qnn: nothing fetched: the QNN CPU library of the wheels is for x86-64 Linux")
         return 0 if chosen.quiet else 1
     if not chosen.quiet:
-        write(
-            f"fetching QNN's CPU backend from onnxruntime-qnn {WHEEL_VERSION} (89 MiB, Qualcomm's licence applies)"
-        )
+        write(f"fetching QNN's CPU backend from onnxruntime-qnn {WHEEL_VERSION} (89 MiB, Qualcomm's licence applies)")
     library = fetch_cpu_library(force=chosen.force)
     if not chosen.quiet:
         write(f"{library}")

@@ -41,9 +41,7 @@ def seeded_inputs(
 
 def _draw(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
     if spec.unbound:
-        raise InputError(
-            f"input {spec.describe()} has dynamic dimensions: pass dimensions={{{spec.unbound[0]!r}: 1}}"
-        )
+        raise InputError(f"input {spec.describe()} has dynamic dimensions: pass dimensions={{{spec.unbound[0]!r}: 1}}")
     shape = tuple(int(size) for size in spec.shape)
     if spec.dtype == "bool":
         return rng.integers(0, 2, shape).astype(np.bool_)

@@ -73,28 +73,19 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
     proto = load_proto(file)
     graph = proto.graph
     if not graph.output:
-        raise ModelError(
-            f"{file}: the graph has no outputs: the file is truncated or not a model. Export it again"
-        )
+        raise ModelError(f"{file}: the graph has no outputs: the file is truncated or not a model. Export it again")
     dims = dict(dimensions or {})
     constants = {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
     graph_inputs = [v for v in graph.input if v.name not in constants]
     encodings = _Encodings(proto, file.parent)
-    named = {
-        d.dim_param
-        for v in (*graph_inputs, *graph.output)
-        for d in v.type.tensor_type.shape.dim
-        if d.dim_param
-    }
+    named = {d.dim_param for v in (*graph_inputs, *graph.output) for d in v.type.tensor_type.shape.dim if d.dim_param}
     for name, size in dims.items():
         if name not in named:
             raise ModelError(
                 f"{file}: dimensions: the model has no dynamic dimension {name!r}; it has {sorted(named) or 'none'}"
             )
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ModelError(
-                f"{file}: dimensions: {name!r} must be a whole number of at least 1, got {size!r}"
-            )
+            raise ModelError(f"{file}: dimensions: {name!r} must be a whole number of at least 1, got {size!r}")
     return Model(
         path=file,
         digest=_digest(file, _external_files(proto, file)),
@@ -133,9 +124,7 @@ def load_proto(file: Path) -> Any:
     except OSError as error:
         raise ModelError(f"{file}: the model can't be read: {error.strerror}") from error
     if not proto.graph.node and not proto.graph.output:
-        raise ModelError(
-            f"{file}: not an ONNX model, or truncated: it has no graph ({size} bytes). Export it again"
-        )
+        raise ModelError(f"{file}: not an ONNX model, or truncated: it has no graph ({size} bytes). Export it again")
     _external_files(proto, file)
     return proto
 
@@ -160,9 +149,7 @@ def _external_files(proto: Any, file: Path) -> list[Path]:
         info = {e.key: e.value for e in tensor.external_data}
         data = (file.parent / info.get("location", "")).resolve()
         if not data.is_relative_to(file.parent.resolve()):
-            raise ModelError(
-                f"{file}: external data of {tensor.name!r} lies outside of the model's folder: {data}"
-            )
+            raise ModelError(f"{file}: external data of {tensor.name!r} lies outside of the model's folder: {data}")
         if not data.is_file():
             raise ModelError(
                 f"{file}: external data file {info.get('location')!r} of tensor {tensor.name!r} is missing: copy it "
@@ -178,17 +165,11 @@ def _external_files(proto: Any, file: Path) -> list[Path]:
     for node in proto.graph.node:  # the binary of a context wrapper belongs to the model just as much
         if node.op_type == "EPContext":
             attributes = {a.name: a for a in node.attribute}
-            if (
-                "embed_mode" in attributes
-                and attributes["embed_mode"].i == 0
-                and "ep_cache_context" in attributes
-            ):
+            if "embed_mode" in attributes and attributes["embed_mode"].i == 0 and "ep_cache_context" in attributes:
                 name = attributes["ep_cache_context"].s.decode(errors="replace")
                 binary = (file.parent / name).resolve()
                 if not binary.is_file():
-                    raise ModelError(
-                        f"{file}: its context binary {name!r} is missing: copy it beside the model"
-                    )
+                    raise ModelError(f"{file}: its context binary {name!r} is missing: copy it beside the model")
                 files[binary] = None
     return list(files)
 
@@ -215,9 +196,7 @@ def _digest(file: Path, external: list[Path]) -> str:
 
 def _spec(value: Any, dimensions: Mapping[str, int], encoding: Encoding | None, file: Path) -> TensorSpec:
     if not value.type.HasField("tensor_type"):
-        raise ModelError(
-            f"{file}: {value.name!r} is not a tensor (sequence, map or optional): QNN can't run it"
-        )
+        raise ModelError(f"{file}: {value.name!r} is not a tensor (sequence, map or optional): QNN can't run it")
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         shape: tuple[int | str, ...] = ("?",)
@@ -237,9 +216,7 @@ def _size(dim: Any, index: int, dimensions: Mapping[str, int]) -> int | str:
 def dtype_name(elem_type: int) -> str:
     """numpy's name of an ONNX element type, e.g. 1 -> "float32"."""
     try:
-        return (
-            str(helper.tensor_dtype_to_np_dtype(elem_type)) if elem_type != TensorProto.STRING else "string"
-        )
+        return str(helper.tensor_dtype_to_np_dtype(elem_type)) if elem_type != TensorProto.STRING else "string"
     except (KeyError, TypeError):
         return f"onnx type {elem_type}"
 

@@ -27,9 +27,7 @@ def without_rounding(file: Path, output: Path) -> None:
     graph = proto.graph
     encodings = _Encodings(proto, file.parent)
     source_of_quantized = {
-        n.output[0]: n
-        for n in graph.node
-        if n.op_type == "QuantizeLinear" and n.input[0] not in encodings.constants
+        n.output[0]: n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in encodings.constants
     }
     kept_outputs = {v.name for v in graph.output}
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
@@ -44,9 +42,7 @@ def without_rounding(file: Path, output: Path) -> None:
         bounds = [f"{node.output[0]}__low", f"{node.output[0]}__high"]
         for name, value in zip(bounds, (low, high), strict=True):
             graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
-        replaced.append(
-            helper.make_node("Clip", [quantize.input[0], *bounds], list(node.output), name=node.name)
-        )
+        replaced.append(helper.make_node("Clip", [quantize.input[0], *bounds], list(node.output), name=node.name))
     used = {i for n in replaced for i in n.input} | kept_outputs
     del graph.node[:]
     graph.node.extend(n for n in replaced if n.op_type != "QuantizeLinear" or n.output[0] in used)

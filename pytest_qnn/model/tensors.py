@@ -40,9 +40,7 @@ class Encoding:
     def range(self) -> tuple[float, float]:
         """Smallest and largest real number that can be written (per-channel: over all channels)."""
         low, high = (
-            (0, 2**self.bits - 1)
-            if self.dtype[0] == "u"
-            else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+            (0, 2**self.bits - 1) if self.dtype[0] == "u" else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
         )
         pairs = list(zip(self.scale, self.zero_point, strict=True))
         return min(s * (low - z) for s, z in pairs), max(s * (high - z) for s, z in pairs)

@@ -31,9 +31,7 @@ def summary_lines(collector: Collector) -> list[str]:
         lines.append(f"{_count(len(collector.errors), 'infrastructure error')}: nothing was judged there")
     if collector.unjudged:
         shown = ", ".join(collector.unjudged[:3]) + (", ..." if len(collector.unjudged) > 3 else "")
-        lines.append(
-            f"{_count(len(collector.unjudged), 'test')} ran a model on a backend and judged nothing: {shown}"
-        )
+        lines.append(f"{_count(len(collector.unjudged), 'test')} ran a model on a backend and judged nothing: {shown}")
     return lines
 
 

@@ -166,9 +166,7 @@ class LoadedModel:
         if answer["kind"] == "execute" and "INVALID_ARGUMENT" in answer["message"]:
             raise InputError(f"{self.subject}: onnxruntime refused the inputs: {answer['message']}")
         kind = TargetMemoryError if answer["kind"] == "memory" else ExecutionError
-        raise kind(
-            f"{self.subject}: the runtime failed to run the model: {answer['message']}{_log_tail(answer)}"
-        )
+        raise kind(f"{self.subject}: the runtime failed to run the model: {answer['message']}{_log_tail(answer)}")
 
     def close(self) -> None:
         """Free it in the runtime process; it loads again if it is used again."""
@@ -280,9 +278,7 @@ _REFUSAL = re.compile(
     r"Operator type: (?P<op>\S+) Node name: (?P<name>.*?) Node index: \d+\s+REASON : (?P<reason>.+?)\s*$",
     re.M,
 )
-_VALIDATION = re.compile(
-    r"(?P<text>QNN\.backendValidateOpConfig\(\) failed for node `(?P<name>.+?)` .*?)\s*$", re.M
-)
+_VALIDATION = re.compile(r"(?P<text>QNN\.backendValidateOpConfig\(\) failed for node `(?P<name>.+?)` .*?)\s*$", re.M)
 
 
 def refusal_reasons(log: Sequence[str]) -> dict[str, str]:
@@ -290,9 +286,7 @@ def refusal_reasons(log: Sequence[str]) -> dict[str, str]:
     text = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log)
     reasons: dict[str, str] = {}
     for match in _REFUSAL.finditer(text):
-        reason = re.sub(
-            rf"\s*\S+ node `{re.escape(match['name'])}` will not be assigned.*", "", match["reason"]
-        )
+        reason = re.sub(rf"\s*\S+ node `{re.escape(match['name'])}` will not be assigned.*", "", match["reason"])
         reasons.setdefault(match["name"], reason.strip())
     for match in _VALIDATION.finditer(text):
         for name, reason in reasons.items():

@@ -94,9 +94,7 @@ class RuntimeProcess:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def request(
-        self, op: str, subject: str, timeout: float, memory_mib: float, **fields: Any
-    ) -> dict[str, Any]:
+    def request(self, op: str, subject: str, timeout: float, memory_mib: float, **fields: Any) -> dict[str, Any]:
         """Send a request and wait for its answer, for at most ``timeout`` seconds.
 
         Args:

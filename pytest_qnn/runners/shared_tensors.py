@@ -17,8 +17,7 @@ import numpy.typing as npt
 ALIGNMENT = 64
 # numpy types that travel; anything else is refused by name
 DTYPES = frozenset(
-    ["float16", "float32", "float64", "bool"]
-    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    ["float16", "float32", "float64", "bool"] + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 
 Array = npt.NDArray[Any]
@@ -51,9 +50,7 @@ class Arena:
         layout, end = [], 0
         for name, array in arrays.items():
             start = -(-end // ALIGNMENT) * ALIGNMENT
-            layout.append(
-                {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "offset": start}
-            )
+            layout.append({"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "offset": start})
             end = start + array.nbytes
         memory = self.reserve(max(end, 1))
         for place, array in zip(layout, arrays.values(), strict=True):

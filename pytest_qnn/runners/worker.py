@@ -119,9 +119,7 @@ class Worker:
         import onnxruntime_qnn
 
         if not self.qnn_registered:
-            ort.register_execution_provider_library(
-                "QNNExecutionProvider", onnxruntime_qnn.get_library_path()
-            )
+            ort.register_execution_provider_library("QNNExecutionProvider", onnxruntime_qnn.get_library_path())
             self.qnn_registered = True
         devices = [d for d in ort.get_ep_devices() if d.ep_name == "QNNExecutionProvider"]
         if not devices:

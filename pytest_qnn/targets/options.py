@@ -47,11 +47,7 @@ def _integer(low: int, high: int) -> Callable[[object], str]:
     def parse(value: object) -> str:
         text = str(value).strip()
         digits = text.removeprefix("-")
-        if (
-            isinstance(value, bool)
-            or not (digits.isascii() and digits.isdigit())
-            or not low <= int(text) <= high
-        ):
+        if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()) or not low <= int(text) <= high:
             raise OptionError(f"expected a whole number from {low} to {high}, got {value!r}")
         return str(int(text))
 
@@ -78,18 +74,12 @@ def _only_on(value: object) -> str:
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "htp": {
         "htp_performance_mode": Option(_one_of(*PERFORMANCE_MODES), "clock and power vote while running"),
-        "rpc_control_latency": Option(
-            _integer(0, 1_000_000), "latency of the call to the DSP, in microseconds"
-        ),
+        "rpc_control_latency": Option(_integer(0, 1_000_000), "latency of the call to the DSP, in microseconds"),
         "vtcm_mb": Option(_integer(0, 64), "tightly coupled memory to use, in MiB; 0: all there is"),
-        "qnn_context_priority": Option(
-            _one_of("low", "normal", "normal_high", "high"), "priority among contexts"
-        ),
+        "qnn_context_priority": Option(_one_of("low", "normal", "normal_high", "high"), "priority among contexts"),
         "htp_graph_finalization_optimization_mode": Option(_integer(0, 3), "effort of the graph compiler"),
         "enable_htp_fp16_precision": Option(_only_on, "compute a float model in float16"),
-        "offload_graph_io_quantization": Option(
-            _switch, "1: graph-edge Quantize/Dequantize run on the host's CPU"
-        ),
+        "offload_graph_io_quantization": Option(_switch, "1: graph-edge Quantize/Dequantize run on the host's CPU"),
         "enable_htp_spill_fill_buffer": Option(_switch, "share the spill/fill buffer between contexts"),
     },
     "cpu": {},

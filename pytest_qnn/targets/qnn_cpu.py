@@ -23,7 +23,7 @@ LIBRARY_SHA256 = "e9e83a4fb78163a276c679a3087ce680cad7f42fb5b561c08958a3e6ae7d6c
 FETCH_SECONDS = 900
 
 
-class CpuLibraryMissing(TargetError):  # noqa: N818 - a finding, not a fault
+class CpuLibraryMissing(TargetError):
     """There is no CPU library; the message says where it was looked for and how to get it."""
 
 
@@ -51,9 +51,7 @@ def find_cpu_library(configured: Path | None) -> CpuLibrary:
     if configured is not None:
         path = configured / LIBRARY if configured.is_dir() else configured
         if not path.is_file():
-            raise CpuLibraryMissing(
-                f"the configured cpu_library {configured} doesn't exist: correct the setting"
-            )
+            raise CpuLibraryMissing(f"the configured cpu_library {configured} doesn't exist: correct the setting")
         return CpuLibrary(path.absolute(), "configured")
     sdk = os.environ.get("QNN_SDK_ROOT")
     if sdk and (path := Path(sdk, "lib", "x86_64-linux-clang", LIBRARY)).is_file():
@@ -117,14 +115,10 @@ def _download(work: Path) -> Path:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise TargetError(
-            f"pip did not finish within {FETCH_SECONDS} s; check the connection and try again"
-        ) from error
+        raise TargetError(f"pip did not finish within {FETCH_SECONDS} s; check the connection and try again") from error
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[
-            -3:
-        ]
+        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-3:]
         raise TargetError("pip could not download onnxruntime-qnn " + WHEEL_VERSION + ": " + " ".join(lines))
     return wheels[0]
 

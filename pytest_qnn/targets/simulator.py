@@ -31,7 +31,9 @@ class SimulatorTarget:
     def missing(self, backend: str) -> str:
         """Why ``backend`` can't be used here and how to change that; empty if it can."""
         if backend == "gpu":
-            return "the QNN GPU backend needs an Adreno GPU: on x86-64 its library can only prepare models, not run them"
+            return (
+                "the QNN GPU backend needs an Adreno GPU: on x86-64 its library can only prepare models, not run them"
+            )
         if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
             return (
                 f"QNN's {backend} backend runs on x86-64 Linux, this is {platform.system()} {platform.machine()}: use "

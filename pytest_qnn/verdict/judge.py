@@ -135,9 +135,7 @@ class OutputCase:
         if self.exact:
             self.differing += int(np.count_nonzero(q != y))
             others = [other for other in (f, r) if other is not None]
-            self.reference_differing += max(
-                (int(np.count_nonzero(q != other)) for other in others), default=0
-            )
+            self.reference_differing += max((int(np.count_nonzero(q != other)) for other in others), default=0)
         t = self.tolerance
         if t is not None and (t.absolute is not None or t.relative is not None):
             self._bounds(np.asarray(q, np.float64).reshape(-1), np.asarray(y, np.float64).reshape(-1), t)
@@ -231,9 +229,7 @@ class OutputCase:
         if t.cosine is not None and not (cosine is not None and cosine >= t.cosine):
             failures.append(f"cosine: {cosine:.5f} against float (limit {t.cosine:g})")
         if t.top_k is not None and (misses := self.evidence.top_k_misses.get(int(t.top_k), 0)):
-            failures.append(
-                f"top_k: in {misses} rows the reference's best class is not among the best {t.top_k:g}"
-            )
+            failures.append(f"top_k: in {misses} rows the reference's best class is not among the best {t.top_k:g}")
         return failures
 
     def _explicit_blame(self, figures: Mapping[str, float | int | None]) -> str:

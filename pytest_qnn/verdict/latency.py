@@ -82,9 +82,7 @@ def _binomial_cdf(n: int, p: float) -> list[float]:
     log_p, log_q = math.log(p), math.log1p(-p)
     total, cdf = 0.0, []
     for k in range(n + 1):
-        log_term = (
-            math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * log_p + (n - k) * log_q
-        )
+        log_term = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * log_p + (n - k) * log_q
         total += math.exp(log_term)
         cdf.append(min(total, 1.0))
     return cdf
@@ -144,9 +142,7 @@ class LatencyStats:
         }
 
 
-def summarize(
-    times_ms: Sequence[float], *, warmup: int = 0, peak_memory_mb: float | None = None
-) -> LatencyStats:
+def summarize(times_ms: Sequence[float], *, warmup: int = 0, peak_memory_mb: float | None = None) -> LatencyStats:
     """Statistics of the times (ms) of single inferences, in the order in which they were taken.
 
     Raises:
@@ -160,9 +156,7 @@ def summarize(
     deviation = math.sqrt(math.fsum((t - mean) ** 2 for t in ordered) / (n - 1)) if n > 1 else math.inf
     margin = 1.96 * deviation / math.sqrt(n)
     half = n // 2
-    drift = (
-        _median(times_ms[half:]) / _median(times_ms[:half]) if half and _median(times_ms[:half]) > 0 else 1.0
-    )
+    drift = _median(times_ms[half:]) / _median(times_ms[:half]) if half and _median(times_ms[:half]) > 0 else 1.0
     p50, p95, p99 = (percentile_interval(ordered, p) for p in PERCENTILES)
     fast, slow = max(mean - margin, 1e-9), mean + margin
     return LatencyStats(
@@ -174,9 +168,7 @@ def summarize(
         mean_ms=mean,
         min_ms=ordered[0],
         max_ms=ordered[-1],
-        throughput_ips=Interval(
-            1e3 / max(mean, 1e-9), 1e3 / slow if math.isfinite(slow) else 0.0, 1e3 / fast
-        ),
+        throughput_ips=Interval(1e3 / max(mean, 1e-9), 1e3 / slow if math.isfinite(slow) else 0.0, 1e3 / fast),
         peak_memory_mb=peak_memory_mb,
         drift=drift,
     )
@@ -218,8 +210,7 @@ class LimitOutcome:
         sign = ">=" if self.name == "throughput_ips" else "<="
         m = self.measured
         return (
-            f"{self.name} {m.value:.3f} [{bound(m.low)}, {bound(m.high)}], "
-            f"budget {sign} {self.limit:g}: {self.outcome}"
+            f"{self.name} {m.value:.3f} [{bound(m.low)}, {bound(m.high)}], budget {sign} {self.limit:g}: {self.outcome}"
         )
 
 

@@ -168,9 +168,7 @@ class Evidence:
             )
         return before == self.non_finite.nan + self.non_finite.inf + self.non_finite.reference
 
-    def _block(
-        self, sample: int, start: int, scale: float, q: F32, y: F32, f: F32 | None, r: F32 | None
-    ) -> None:
+    def _block(self, sample: int, start: int, scale: float, q: F32, y: F32, f: F32 | None, r: F32 | None) -> None:
         n, s, dot = q.size, self.sums, np.dot
         a, b, c, d, g, t = (w[:n] for w in self._work.floats)
         ones = self._work.ones[:n]
@@ -226,9 +224,7 @@ class Evidence:
                 float(q[where]) * u,
                 float(y[where]) * u,
             )
-        if self.step and largest > self.step * (
-            1 + 1e-3
-        ):  # a thousandth for float32's own rounding of the steps
+        if self.step and largest > self.step * (1 + 1e-3):  # a thousandth for float32's own rounding of the steps
             limit = np.float32(self.step * (1 + 1e-3) * scale)
             s.beyond += int(np.count_nonzero(np.greater(magnitude, limit, out=self._work.mask[:n])))
         if r is not None:
@@ -240,9 +236,7 @@ class Evidence:
                 s.max_h = max(s.max_h, float(h.max()) * u, -float(h.min()) * u)
         return None
 
-    def _careful(
-        self, sample: int, start: int, q: F32, y: F32, f: F32 | None, r: F32 | None, scale: float
-    ) -> None:
+    def _careful(self, sample: int, start: int, q: F32, y: F32, f: F32 | None, r: F32 | None, scale: float) -> None:
         """A block with non-finite or huge values: count those, and add up the rest in float64."""
         expected, got = ~np.isfinite(q), ~np.isfinite(y)
         same = np.where(expected & got, (np.isnan(q) & np.isnan(y)) | (q == y), expected == got)
@@ -414,9 +408,7 @@ def _flat(a: F32 | None) -> F32 | None:
 
 
 def _per_channel(a: F32, b: F32) -> F64:
-    return (
-        np.einsum("acb,acb->c", a, b, dtype=np.float64, casting="same_kind") if a.size < 4096 else _fast(a, b)
-    )
+    return np.einsum("acb,acb->c", a, b, dtype=np.float64, casting="same_kind") if a.size < 4096 else _fast(a, b)
 
 
 def _fast(a: F32, b: F32) -> F64:

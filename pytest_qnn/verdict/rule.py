@@ -71,9 +71,7 @@ class Finding:
     blame: str
 
 
-def apply_rule(
-    evidence: Evidence, *, precision: str, bounded: bool = False, constants: Constants = DEFAULT
-) -> Finding:
+def apply_rule(evidence: Evidence, *, precision: str, bounded: bool = False, constants: Constants = DEFAULT) -> Finding:
     """Judge one output by the derived rule.
 
     Args:
@@ -177,9 +175,7 @@ def apply_rule(
     if evidence.has_float and not ruined and sqnr < c.poor_db:
         warnings.append(f"the quantisation is poor: its SQNR against float is {sqnr:.1f} dB")
     if not informative:
-        warnings.append(
-            "the reference hardly varies, so this output proves little: use inputs that make it vary"
-        )
+        warnings.append("the reference hardly varies, so this output proves little: use inputs that make it vary")
     if own > 0.25 * err and own > 0.5 * noise and own > 0:
         warnings.append("the reference moves with its optimisation level as much as with the quantisation")
     return Finding(tuple(failures), tuple(warnings), attribute(evidence, ruined) if failures else "none")
@@ -210,9 +206,7 @@ def attribute(evidence: Evidence, ruined: bool | None = None) -> str:
     return "backend"
 
 
-def _channel_failures(
-    evidence: Evidence, c: Constants, grain: float, relative: float, prior: float
-) -> list[str]:
+def _channel_failures(evidence: Evidence, c: Constants, grain: float, relative: float, prior: float) -> list[str]:
     failures, worst, where = [], 0.0, ""
     for sums in evidence.channels:
         m = sums.elements

@@ -11,12 +11,7 @@ from pytest_qnn.errors import OptionError
 
 
 def _number(where: str, name: str, value: object, low: float, high: float) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not low <= value <= high
-        or math.isnan(value)
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isnan(value):
         raise OptionError(f"{where}: {name} must be a number from {low:g} to {high:g}, got {value!r}")
     return float(value)
 
@@ -86,7 +81,5 @@ class Tolerance:
             raise OptionError(f"{where}: {str(error).removeprefix('tolerance: ')}") from None
 
     def __str__(self) -> str:
-        given = [
-            f"{f.name}={getattr(self, f.name):g}" for f in fields(self) if getattr(self, f.name) is not None
-        ]
+        given = [f"{f.name}={getattr(self, f.name):g}" for f in fields(self) if getattr(self, f.name) is not None]
         return ", ".join(given)
