@@ -126,7 +126,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    mistakes = list(dict.fromkeys(config.stash[mistakes_key]))
+    found: list[str] = config.stash[mistakes_key]
+    mistakes = list(dict.fromkeys(found))
     if mistakes and hasattr(config, "workerinput"):
         # a worker that raises takes xdist down with it: run nothing, and let the controller say why
         config.workeroutput["qnn_mistakes"] = mistakes  # type: ignore[attr-defined]

