@@ -98,7 +98,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     definition = metafunc.definition
     uses = "qnn_backend" in metafunc.fixturenames
-    if not uses and not any(definition.iter_markers(name) for name in markers.NAMES):
+    if not uses and not any(mark.name in markers.NAMES for mark in definition.iter_markers()):
         return
     try:
         requests = markers.backend_requests(definition, project_settings(metafunc.config).backends)

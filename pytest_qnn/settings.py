@@ -7,7 +7,6 @@ in every run.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +20,8 @@ DEFAULT_SOC = "SM8650"
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """``unknown <kind> 'nmae': did you mean 'name'? Known: ...``"""
+    import difflib
+
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -88,9 +88,7 @@ def test_a_graph_that_onnxruntime_refuses(htp: Backend, tmp_path: Path) -> None:
     ("damage", "message"),
     [("missing", "external data file 'weights.bin' of tensor 'w' is missing"), ("short", "'weights.bin' is truncated")],
 )
-def test_external_data_that_is_not_there(
-    htp: Backend, models: Path, tmp_path: Path, damage: str, message: str
-) -> None:
+def test_external_data_that_is_not_there(htp: Backend, models: Path, tmp_path: Path, damage: str, message: str) -> None:
     proto = onnx.load(str(models / "conv.onnx"))
     onnx.save(
         proto,
@@ -215,7 +213,9 @@ def test_an_array_alone_is_ambiguous_for_several_inputs(htp: Backend, tmp_path: 
 
 def test_a_float_model_that_is_not_the_original(htp: Backend, models: Path, tmp_path: Path) -> None:
     other = small_models.unary(tmp_path / "other.onnx", "Relu", shape=(1, 3, 16, 16))
-    with pytest.raises(ModelError, match=r"other.onnx is not the original of conv.qdq.onnx: output y: float32\[1, 3, 16, 16\]"):
+    with pytest.raises(
+        ModelError, match=r"other.onnx is not the original of conv.qdq.onnx: output y: float32\[1, 3, 16, 16\]"
+    ):
         htp.load(models / "conv.qdq.onnx", float_model=other)
 
 

@@ -45,9 +45,7 @@ def report(pytester: pytest.Pytester, name: str = "out.json") -> dict[str, list[
     return content
 
 
-def test_a_good_model_passes_on_both_backends(
-    pytester: pytest.Pytester, project: Project, cpu_library: Path
-) -> None:
+def test_a_good_model_passes_on_both_backends(pytester: pytest.Pytester, project: Project, cpu_library: Path) -> None:
     result = project(GOOD, f"--qnn-cpu-library={cpu_library}", "--qnn-json=out.json", "--junitxml=out.xml", "-v")
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(
@@ -220,9 +218,7 @@ def test_latency(classifier, qnn_inputs):
 def test_latency_outcomes(
     pytester: pytest.Pytester, project: Project, limit: float, samples: int, flags: list[str], outcome: str
 ) -> None:
-    result = project(
-        LATENCY.format(limit=limit, samples=samples, seconds=5), "--qnn-json=out.json", *flags
-    )
+    result = project(LATENCY.format(limit=limit, samples=samples, seconds=5), "--qnn-json=out.json", *flags)
     result.assert_outcomes(**{outcome: 1})
     verdict = report(pytester)["records"][0]["verdict"]
     expected = "not judged" if not flags else {30: "undecided"}.get(samples, "pass" if limit > 1 else "fail")
@@ -234,7 +230,10 @@ def test_latency_outcomes(
 
 
 def test_a_latency_test_without_a_budget_says_so(project: Project) -> None:
-    text = CLASSIFIER + "\ndef test_a(classifier, qnn_inputs):\n    assert_latency(classifier.measure(qnn_inputs(classifier)[0], max_seconds=0.2))"
+    text = (
+        CLASSIFIER
+        + "\ndef test_a(classifier, qnn_inputs):\n    assert_latency(classifier.measure(qnn_inputs(classifier)[0], max_seconds=0.2))"
+    )
     result = project(text)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["E *UsageError: *there is no latency budget: mark the test*"])

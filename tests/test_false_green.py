@@ -45,7 +45,9 @@ def test_a_runtime_library_that_does_not_load_is_no_pass(models: Path, tmp_path:
     broken.write_bytes(b"not a library")
     bench = Bench(Settings(cache_dir=tmp_path, cpu_library=broken))
     try:
-        with pytest.raises(PlacementError, match=r"none of the model's \d+ nodes run on cpu(?s:.*)QNN SetupBackend failed"):
+        with pytest.raises(
+            PlacementError, match=r"none of the model's \d+ nodes run on cpu(?s:.*)QNN SetupBackend failed"
+        ):
             bench.backend(BackendRequest("cpu")).load(models / "conv.onnx")
     finally:
         bench.close()
@@ -177,7 +179,9 @@ def test_non_finite_inputs_that_come_out_finite_fail(htp: Backend, tmp_path: Pat
     x[0, 3] = value
     run = session.run([{"x": x}], allow_non_finite=True)
     assert np.isfinite(run.output()).all(), "the runtime has changed: it used to hide non-finite values"
-    with pytest.raises(AccuracyError, match=r"non-finite: 0 NaN and 0 infinite elements, 1 in the reference; 1 don't match"):
+    with pytest.raises(
+        AccuracyError, match=r"non-finite: 0 NaN and 0 infinite elements, 1 in the reference; 1 don't match"
+    ):
         assert_matches_reference(run)
 
 
@@ -253,7 +257,9 @@ def test_accuracy_is_not_vouched_for_where_part_of_the_model_ran_elsewhere(htp: 
 
 
 def test_a_model_of_which_nothing_runs_on_the_backend_does_not_load(htp: Backend, tmp_path: Path) -> None:
-    with pytest.raises(PlacementError, match=r"none of the model's 1 nodes run on htp(?s:.*)n0 \(Erf\): Operators of type `Erf`"):
+    with pytest.raises(
+        PlacementError, match=r"none of the model's 1 nodes run on htp(?s:.*)n0 \(Erf\): Operators of type `Erf`"
+    ):
         htp.load(small_models.unary(tmp_path / "erf.onnx", "Erf"))
 
 
@@ -290,7 +296,9 @@ def test_outputs_of_another_shape_fail(htp: Backend, models: Path) -> None:
     session = htp.load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
     run = session.run(seeded_inputs(session, 2))
     wrong = tuple({"y": r["y"][:, :4]} for r in run.results)
-    with pytest.raises(AccuracyError, match=r"shape: the backend's is \[1, 4, 16, 16\], the reference's \[1, 8, 16, 16\]"):
+    with pytest.raises(
+        AccuracyError, match=r"shape: the backend's is \[1, 4, 16, 16\], the reference's \[1, 8, 16, 16\]"
+    ):
         assert_matches_reference(Run(session, run.samples, wrong, True, run.seconds))
 
 

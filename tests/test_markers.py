@@ -181,4 +181,6 @@ def test_a_unittest_case_is_told_that_it_cannot_take_fixtures(pytester: pytest.P
 
 def test_markers_are_registered(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess("--markers")
-    result.stdout.fnmatch_lines([f"@pytest.mark.{name}(*" for name in ("backend", "device", "tolerance", "latency_budget")])
+    result.stdout.fnmatch_lines(
+        [f"@pytest.mark.{name}(*" for name in ("backend", "device", "tolerance", "latency_budget")]
+    )
