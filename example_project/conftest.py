@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from edge_models import spoken_digits, text_orientation
 from edge_models.quantization import QuantizedModel, build_quantized
 from edge_models.spoken_digits import MelFrontEnd

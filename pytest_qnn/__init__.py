@@ -10,9 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_qnn.assertions import assert_fully_offloaded, assert_latency, assert_matches_reference
-    from pytest_qnn.backend import Backend
-    from pytest_qnn.bench import Bench
+    from pytest_qnn.assertions import (
+        assert_fully_offloaded,
+        assert_latency,
+        assert_matches_reference,
+    )
+    from pytest_qnn.backend import (
+        Backend,
+    )
+    from pytest_qnn.bench import (
+        Bench,
+    )
     from pytest_qnn.errors import (
         AccuracyError,
         ArtifactError,
@@ -32,49 +40,101 @@ if TYPE_CHECKING:
         UsageError,
         VerdictError,
     )
-    from pytest_qnn.session import Run, Session
-    from pytest_qnn.verdict.latency import LatencyBudget
-    from pytest_qnn.verdict.tolerance import Tolerance
+    from pytest_qnn.runners.reference import (
+        Reference,
+    )
+    from pytest_qnn.session import (
+        Measurement,
+        Run,
+        Session,
+    )
+    from pytest_qnn.verdict.judge import (
+        AccuracyVerdict,
+    )
+    from pytest_qnn.verdict.latency import (
+        LatencyBudget,
+        LatencyVerdict,
+    )
+    from pytest_qnn.verdict.tolerance import (
+        Tolerance,
+    )
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "assert_fully_offloaded": "assertions",
-    "assert_latency": "assertions",
-    "assert_matches_reference": "assertions",
-    "Backend": "backend",
-    "Bench": "bench",
-    "Run": "session",
-    "Session": "session",
-    "LatencyBudget": "verdict.latency",
-    "Tolerance": "verdict.tolerance",
-    **dict.fromkeys(
-        [
-            "AccuracyError",
-            "ArtifactError",
-            "BackendUnavailableError",
-            "CompileError",
-            "ExecutionError",
-            "InputError",
-            "LatencyError",
-            "ModelError",
-            "OptionError",
-            "PlacementError",
-            "QnnError",
-            "RuntimeCrashError",
-            "TargetError",
-            "TargetMemoryError",
-            "TargetTimeoutError",
-            "UsageError",
-            "VerdictError",
-        ],
-        "errors",
-    ),
-}
-
-__all__ = [  # noqa: PLE0604 - the names above, loaded lazily
-    *_HOME
+__all__ = [
+    "AccuracyError",
+    "AccuracyVerdict",
+    "ArtifactError",
+    "Backend",
+    "BackendUnavailableError",
+    "Bench",
+    "CompileError",
+    "ExecutionError",
+    "InputError",
+    "LatencyBudget",
+    "LatencyError",
+    "LatencyVerdict",
+    "Measurement",
+    "ModelError",
+    "OptionError",
+    "PlacementError",
+    "QnnError",
+    "Reference",
+    "Run",
+    "RuntimeCrashError",
+    "Session",
+    "TargetError",
+    "TargetMemoryError",
+    "TargetTimeoutError",
+    "Tolerance",
+    "UsageError",
+    "VerdictError",
+    "assert_fully_offloaded",
+    "assert_latency",
+    "assert_matches_reference",
 ]
+
+_MODULES = {
+    "assertions": (
+        "assert_fully_offloaded",
+        "assert_latency",
+        "assert_matches_reference",
+    ),
+    "backend": ("Backend",),
+    "bench": ("Bench",),
+    "errors": (
+        "AccuracyError",
+        "ArtifactError",
+        "BackendUnavailableError",
+        "CompileError",
+        "ExecutionError",
+        "InputError",
+        "LatencyError",
+        "ModelError",
+        "OptionError",
+        "PlacementError",
+        "QnnError",
+        "RuntimeCrashError",
+        "TargetError",
+        "TargetMemoryError",
+        "TargetTimeoutError",
+        "UsageError",
+        "VerdictError",
+    ),
+    "runners.reference": ("Reference",),
+    "session": (
+        "Measurement",
+        "Run",
+        "Session",
+    ),
+    "verdict.judge": ("AccuracyVerdict",),
+    "verdict.latency": (
+        "LatencyBudget",
+        "LatencyVerdict",
+    ),
+    "verdict.tolerance": ("Tolerance",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

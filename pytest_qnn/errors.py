@@ -7,6 +7,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_qnn.runners.ort import Placement
+    from pytest_qnn.verdict.judge import AccuracyVerdict
+    from pytest_qnn.verdict.latency import LatencyVerdict
+
 
 class QnnError(Exception):
     """Base class of all errors of pytest-qnn."""
@@ -72,7 +79,7 @@ class CompileError(QnnError):
 class VerdictError(QnnError, AssertionError):
     """Base class of failed assertions. ``verdict`` holds what was judged."""
 
-    def __init__(self, message: str, verdict: object = None) -> None:
+    def __init__(self, message: str, verdict: Any = None) -> None:
         super().__init__(message)
         self.verdict = verdict
 
@@ -80,10 +87,16 @@ class VerdictError(QnnError, AssertionError):
 class AccuracyError(VerdictError):
     """Outputs are not as good as they must be."""
 
+    verdict: AccuracyVerdict
+
 
 class LatencyError(VerdictError):
     """A latency budget was exceeded (or, with ``--qnn-strict-latency``, could not be decided)."""
 
+    verdict: LatencyVerdict
+
 
 class PlacementError(VerdictError):
     """Nodes did not run on the backend that was asked for."""
+
+    verdict: Placement | None

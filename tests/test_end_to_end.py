@@ -52,10 +52,10 @@ def test_a_good_model_passes_on_both_backends(pytester: pytest.Pytester, project
         [
             "*::test_accuracy[[]htp[]] PASSED*",
             "*::test_accuracy[[]cpu[]] PASSED*",
-            "model *backend *SoC *worst output *SQNR dB *steps *blame *p95 ms *verdict",
-            "conv.qdq.onnx *htp[*] *SM8650 *A8W8 *y * pass",
-            "conv.qdq.onnx *htp[*] *SM8650 *A8W8 * not judged",
-            "conv.qdq.onnx *cpu * float32 *y * pass",
+            "model *backend *SoC *worst output *SQNR dB *steps *blame *p95 ms *verdict *test",
+            "conv.qdq.onnx *htp[*] *SM8650 *A8W8 *y * pass *test_accuracy*",
+            "conv.qdq.onnx *htp[*] *SM8650 *A8W8 * not judged *test_latency*",
+            "conv.qdq.onnx *cpu * float32 *y * pass *test_accuracy*",
             "note: QNN cpu computes in float only: the float model ran in place of the QDQ model",
         ],
         consecutive=False,
@@ -89,7 +89,7 @@ def test_xdist_workers_leave_the_same_records(pytester: pytest.Pytester, project
     project(GOOD, f"--qnn-cpu-library={cpu_library}", "--qnn-json=plain.json").assert_outcomes(passed=3)
     result = project("", f"--qnn-cpu-library={cpu_library}", "--qnn-json=two.json", "-n2", "--junitxml=two.xml")
     result.assert_outcomes(passed=3)
-    result.stdout.fnmatch_lines(["conv.qdq.onnx *htp[*] *SM8650 *pass"])
+    result.stdout.fnmatch_lines(["conv.qdq.onnx *htp[*] *SM8650 *pass *"])
 
     def essence(name: str) -> list[tuple[object, ...]]:
         rows = []
@@ -266,11 +266,29 @@ def test_arch(qnn_backend):
     result.stdout.fnmatch_lines(["*device '1234abcd' is not attached*", "*wants a target of kind 'adb'*"])
 
 
-def test_a_test_that_runs_and_judges_nothing_is_named(project: Project) -> None:
-    text = CLASSIFIER + "\ndef test_lazy(classifier, qnn_inputs):\n    classifier.run(qnn_inputs(classifier))"
+def test_a_model_that_runs_but_is_never_judged_is_named(project: Project) -> None:
+    run = "    run = classifier.run(qnn_inputs(classifier))\n"
+    text = CLASSIFIER + f"\ndef test_lazy(classifier, qnn_inputs):\n{run}"
     result = project(text)
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["1 test ran a model on a backend and judged nothing: test_it.py::test_lazy[[]htp[]]"])
+    result.stdout.fnmatch_lines(["never judged by pytest-qnn: conv.qdq.onnx on htp (SM8650, simulator)"])
+    text += f"def test_judges(classifier, qnn_inputs):\n{run}    assert_matches_reference(run)\n"
+    project(text).stdout.no_fnmatch_line("*never judged*")
+
+
+def test_a_failed_verdict_that_the_test_wants_is_shown_as_such(pytester: pytest.Pytester, project: Project) -> None:
+    judge = "assert_matches_reference(classifier.run(qnn_inputs(classifier)), Tolerance(steps=0.5))"
+    text = CLASSIFIER + (
+        f"\ndef test_caught(classifier, qnn_inputs):\n    with pytest.raises(AccuracyError):\n        {judge}\n"
+        f"@pytest.mark.xfail(strict=True)\ndef test_xfail(classifier, qnn_inputs):\n    {judge}\n"
+        f"def test_plain(classifier, qnn_inputs):\n    {judge}\n"
+    )
+    result = project(text, "--qnn-json=out.json")
+    result.assert_outcomes(passed=1, failed=1, xfailed=1)
+    result.stdout.fnmatch_lines(
+        ["conv* fail (expected) *test_caught*", "conv* fail (xfail) *test_xfail*", "conv* fail  *test_plain*"]
+    )
+    assert [r["test_outcome"] for r in report(pytester)["records"]] == ["passed", "xfailed", "failed"]
 
 
 def test_fixtures_work_in_classes_and_at_session_scope(project: Project) -> None:

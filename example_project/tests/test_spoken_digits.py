@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from edge_models import spoken_digits
 from edge_models.quantization import QuantizedModel
 from edge_models.samples import LabeledSamples
 from edge_models.spoken_digits import OUTPUT, MelFrontEnd, enrolled_digits, nearest_digit
-
 from pytest_qnn import AccuracyError, Backend, Run, Session, assert_fully_offloaded, assert_matches_reference
 from pytest_qnn.runners.reference import Reference
 
@@ -56,11 +56,11 @@ def test_recognizes_digits(
     templates = np.stack([reference.run(sample)[OUTPUT] for sample in enrolled_digits(front_end)])
     in_float = np.stack([reference.run(sample)[OUTPUT] for sample in queries.inputs])
 
-    float_accuracy = np.mean(nearest_digit(in_float, templates) == queries.labels)
-    accuracy = np.mean(nearest_digit(embedded.output(OUTPUT), templates) == queries.labels)
+    float_mistakes = np.count_nonzero(nearest_digit(in_float, templates) != queries.labels)
+    mistakes = np.count_nonzero(nearest_digit(embedded.output(OUTPUT), templates) != queries.labels)
 
-    assert float_accuracy >= 0.9, "the task itself is broken: look at preprocessing and data first"
-    assert accuracy >= float_accuracy - 1 / len(queries.labels)
+    assert float_mistakes <= 2, "the task itself is broken: look at preprocessing and data first"
+    assert mistakes <= float_mistakes + 1
 
 
 @pytest.mark.backend("htp")

@@ -52,8 +52,7 @@ def attach_records(item: pytest.Item, call: pytest.CallInfo[None], report: pytes
             "message": str(call.excinfo.value),
         }
         report.qnn_errors = [error]  # type: ignore[attr-defined]
-    if call.when == "call" and report.passed and test.ran and not test.published:
-        report.qnn_unjudged = True  # type: ignore[attr-defined]
+    report.qnn_ran, test.ran = sorted(set(test.ran)), []  # type: ignore[attr-defined]
 
 
 def junit_properties(record: Record) -> dict[str, object]:
@@ -97,13 +96,19 @@ class Collector:
 
     records: list[Record] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
-    unjudged: list[str] = field(default_factory=list)
+    ran: set[str] = field(default_factory=set)
 
     def add(self, report: pytest.TestReport) -> list[Record]:
         """Take what a report carries; returns its records."""
         fresh: list[Record] = getattr(report, "qnn_records", [])
         self.records += fresh
         self.errors += getattr(report, "qnn_errors", [])
-        if getattr(report, "qnn_unjudged", False):
-            self.unjudged.append(report.nodeid)
+        self.ran.update(getattr(report, "qnn_ran", []))
+        for record in fresh:
+            record["test_outcome"] = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
         return fresh
+
+    @property
+    def unjudged(self) -> list[str]:
+        """What ran on a backend but was never judged, in any test: ``model on backend (...)``."""
+        return sorted(self.ran - {record["subject"] for record in self.records})

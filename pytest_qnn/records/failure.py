@@ -108,7 +108,9 @@ def latency_message(session: Session, verdict: LatencyVerdict, record: Record) -
     ]
     lines += [f"  {limit}" for limit in verdict.limits]
     if abs(stats.drift - 1) > 0.1:
-        lines.append(f"  the second half of the samples was {stats.drift:.2f} times as slow as the first: not at rest")
+        lines.append(
+            f"  the second half of the samples took {stats.drift:.2f} times as long as the first: the host was not at rest"
+        )
     if session.plan.not_a_device:
         lines.append(f"  {session.plan.not_a_device}; judged because of --qnn-simulated-latency")
     return "\n".join(lines + _again(record))

@@ -58,6 +58,7 @@ def make_record(
         "schema": SCHEMA_VERSION,
         "kind": kind,
         "test": test.nodeid,
+        "subject": session.subject,
         "worker": test.worker or None,
         "time": now.isoformat(timespec="milliseconds"),
         "verdict": verdict,

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pytest_qnn.records.collector import Collector
     from pytest_qnn.records.record import Record
 
-COLUMNS = ("model", "backend", "SoC", "in", "worst output", "SQNR dB", "steps", "blame", "p95 ms", "verdict")
-_SEVERITY = ("fail", "undecided", "not judged", "pass")
+COLUMNS = ("model", "backend", "SoC", "in", "worst output", "SQNR dB", "steps", "blame", "p95 ms", "verdict", "test")
+_SEVERITY = ("fail", "undecided", "pass", "not judged")  # a pass says more than a latency that wasn't judged
 
 
 def summary_lines(collector: Collector) -> list[str]:
@@ -29,9 +29,7 @@ def summary_lines(collector: Collector) -> list[str]:
     lines += [f"note: {note}" for note in sorted(notes)]
     if collector.errors:
         lines.append(f"{_count(len(collector.errors), 'infrastructure error')}: nothing was judged there")
-    if collector.unjudged:
-        shown = ", ".join(collector.unjudged[:3]) + (", ..." if len(collector.unjudged) > 3 else "")
-        lines.append(f"{_count(len(collector.unjudged), 'test')} ran a model on a backend and judged nothing: {shown}")
+    lines += [f"never judged by pytest-qnn: {subject}" for subject in collector.unjudged]
     return lines
 
 
@@ -50,10 +48,8 @@ def _merge(records: list[Record]) -> list[list[str]]:
         for column, value in new.items():
             if row[column] in ("", "-"):
                 row[column] = value
-        if _SEVERITY.index(record["verdict"]) < _SEVERITY.index(row["verdict"]):
+        if _rank(new["verdict"]) < _rank(row["verdict"]):
             row["verdict"], row["blame"] = new["verdict"], new["blame"]
-        elif row["verdict"] == "not judged" and record["kind"] != "latency":
-            row["verdict"] = new["verdict"]  # an accuracy verdict says more than a latency that wasn't judged
     return [[row[column] for column in COLUMNS] for row in rows.values()]
 
 
@@ -72,8 +68,19 @@ def _row(record: Record) -> dict[str, str]:
         "steps": _number(metrics.get("max_steps"), ".1f") if worst else "-",
         "blame": record["blame"] if record["blame"] != "none" else "-",
         "p95 ms": _number(latency["p95_ms"]["value"], ".2f") if latency else "-",
-        "verdict": record["verdict"],
+        "verdict": _verdict(record),
+        "test": record["test"].rpartition("::")[2],
     }
+
+
+def _rank(verdict: str) -> int:
+    return next(i for i, name in enumerate(_SEVERITY) if verdict.startswith(name))
+
+
+def _verdict(record: Record) -> str:
+    """The verdict, and whether a failed one is what the test wanted."""
+    wanted = {"xfailed": " (xfail)", "passed": " (expected)"}.get(record["test_outcome"], "")
+    return str(record["verdict"]) + (wanted if record["verdict"] == "fail" else "")
 
 
 def _number(value: float | None, form: str) -> str:

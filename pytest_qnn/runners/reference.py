@@ -7,9 +7,10 @@ import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import overload
 
 from pytest_qnn.artifacts.array_cache import ArrayCache
 from pytest_qnn.model.onnx_file import Model, read_model
@@ -106,15 +107,25 @@ class Reference:
         self._runner, self.model, self.level = runner, model, level
         self.version = metadata.version("onnxruntime")
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name for inputs by name.
+    @overload
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    @overload
+    def run(self, inputs: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]: ...
+
+    def run(
+        self, inputs: Mapping[str, Array] | Sequence[Mapping[str, Array]]
+    ) -> dict[str, Array] | list[dict[str, Array]]:
+        """Outputs by name for inputs by name; a list of them for a list.
 
         Raises:
             ModelError: onnxruntime can't load the model.
             InputError: it refuses the inputs.
             TargetError: the reference process died, hung or ran out of memory.
         """
-        return self._runner.run(self.model, inputs, self.level)
+        if isinstance(inputs, Mapping):
+            return self._runner.run(self.model, inputs, self.level)
+        return [self._runner.run(self.model, sample, self.level) for sample in inputs]
 
 
 @functools.cache

@@ -31,9 +31,7 @@ def blocks(shape: tuple[int, ...], largest: int) -> Iterator[slice]:
         yield from (slice(start, min(start + length, size)) for start in range(0, size, length))
     else:
         for first in range(0, size, row):
-            yield from (
-                slice(start, min(start + largest, first + row)) for start in range(first, first + row, largest)
-            )
+            yield from (slice(start, min(start + largest, first + row)) for start in range(first, first + row, largest))
 
 
 @dataclass
@@ -59,16 +57,14 @@ class Channels:
             ones: ones of the blocks' dtype, at least as many as a block has elements.
             blocks: by the name of a total, the block to add up.
         """
-        row = shape[-1]
+        row, size = shape[-1], next(iter(blocks.values())).size
         if self.axis == len(shape) - 1:
             for name, block in blocks.items():
                 total = getattr(self, name)
-                total += ones[: block.size // row] @ block.reshape(-1, row)
+                total += ones[: size // row] @ block.reshape(-1, row)
             return
-        rows_per_channel = math.prod(shape[self.axis + 1 : -1])
+        lines, width, rows_per_channel = -(-size // row), min(row, size), math.prod(shape[self.axis + 1 : -1])
+        channel = np.arange(start // row, start // row + lines) // rows_per_channel % self.count
         for name, block in blocks.items():
-            lines = block.reshape(-1, min(row, block.size))
-            first = start // row
-            channel = np.arange(first, first + len(lines)) // rows_per_channel % self.count
             total = getattr(self, name)
-            total += np.bincount(channel, lines @ ones[: lines.shape[1]], self.count)
+            total += np.bincount(channel, block.reshape(-1, width) @ ones[:width], self.count)

@@ -8,22 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pytest_qnn.verdict.metrics import Array, Evidence
+from pytest_qnn.verdict.metrics import STEP_SLACK, Array, Evidence, Worst
 from pytest_qnn.verdict.rule import apply_rule, attribute
 from pytest_qnn.verdict.tolerance import Tolerance
 
 BLAME_ORDER = ("backend", "graph-edge quantizer", "quantization", "reference", "none")
-
-
-@dataclass(frozen=True)
-class Worst:
-    """The element with the largest |y - q|: sample, index, and its three values (f is None without float reference)."""
-
-    sample: int
-    index: tuple[int, ...]
-    f: float | None
-    q: float
-    y: float
+BLOCK = 1 << 16  # elements that are compared at a time in float64
 
 
 @dataclass(frozen=True)
@@ -84,8 +74,8 @@ class AccuracyVerdict:
 
     @property
     def ok(self) -> bool:
-        """Whether every output passes."""
-        return all(o.ok for o in self.outputs)
+        """Whether there are outputs and every one passes."""
+        return bool(self.outputs) and all(o.ok for o in self.outputs)
 
     @property
     def blame(self) -> str:
@@ -105,7 +95,7 @@ class OutputCase:
 
     Attributes:
         exact: whether the output is of integers or booleans without an encoding (indices, classes, masks).
-        structure: failures that make the numbers incomparable: shape or dtype.
+        structure: failures that make the numbers incomparable: shape or type.
     """
 
     name: str
@@ -115,21 +105,20 @@ class OutputCase:
     exact: bool = False
     tolerance: Tolerance | None = None
     limits_from: str = "derived"
+    samples: int = 0
     differing: int = 0
     reference_differing: int = 0
     violations: int = 0  # elements beyond absolute + relative * |q|
     largest_excess: float = 0.0
-    structure: list[str] = field(default_factory=list)
+    top_k_misses: int = 0
+    structure: list[tuple[str, str]] = field(default_factory=list)  # blame and text
 
     def add(self, q: Array, y: Array, f: Array | None, r: Array | None) -> None:
         """Add one sample of real values (see :meth:`Evidence.add`)."""
-        if y.shape != q.shape:
-            self.structure.append(f"shape: the backend's is {list(y.shape)}, the reference's {list(q.shape)}")
-            return
-        if f is not None and f.shape != q.shape:
-            self.structure.append(
-                f"shape: the float reference's is {list(f.shape)}, the QDQ reference's {list(q.shape)}"
-            )
+        self.samples += 1
+        mismatch = _mismatch(q, y, f, r)
+        if mismatch:
+            self.structure.append(mismatch)
             return
         self.evidence.add(q, y, f, r)
         if self.exact:
@@ -138,122 +127,153 @@ class OutputCase:
             self.reference_differing += max((int(np.count_nonzero(q != other)) for other in others), default=0)
         t = self.tolerance
         if t is not None and (t.absolute is not None or t.relative is not None):
-            self._bounds(np.asarray(q, np.float64).reshape(-1), np.asarray(y, np.float64).reshape(-1), t)
+            self._bounds(q.reshape(-1), y.reshape(-1), t)
         if t is not None and t.top_k is not None:
-            self._top_k(q if f is None else f, y, int(t.top_k))
+            self._top_k(q if f is None else f, q, y, int(t.top_k))
 
     def _bounds(self, q: Array, y: Array, t: Tolerance) -> None:
-        for start in range(0, q.size, 1 << 16):
-            a, b = q[start : start + (1 << 16)], y[start : start + (1 << 16)]
-            with np.errstate(invalid="ignore"):
+        for start in range(0, q.size, BLOCK):
+            a, b = (x[start : start + BLOCK].astype(np.float64) for x in (q, y))
+            with np.errstate(invalid="ignore"):  # non-finite elements are judged by themselves
                 excess = np.abs(b - a) - ((t.absolute or 0.0) + (t.relative or 0.0) * np.abs(a))
             bad = excess > 0
-            self.violations += int(np.count_nonzero(bad))
             if bad.any():
+                self.violations += int(np.count_nonzero(bad))
                 self.largest_excess = max(self.largest_excess, float(excess[bad].max()))
 
-    def _top_k(self, expected: Array, y: Array, k: int) -> None:
-        if y.ndim == 0 or y.shape[-1] < k:
-            self.structure.append(f"top_k: the last axis of shape {list(y.shape)} has fewer than {k} classes")
+    def _top_k(self, expected: Array, q: Array, y: Array, k: int) -> None:
+        """Count rows in which k classes beat the expected one; a tie counts as beaten unless q has it too."""
+        if y.ndim == 0 or y.shape[-1] <= k:
+            self.structure.append(("reference", f"top_k: shape {list(y.shape)} doesn't have more than {k} classes"))
             return
-        best = expected.reshape(-1, y.shape[-1]).argmax(-1)
-        flat = y.reshape(-1, y.shape[-1])
-        better = (flat > np.take_along_axis(flat, best[:, None], 1)).sum(1)
-        misses = self.evidence.top_k_misses
-        misses[k] = misses.get(k, 0) + int((better >= k).sum())
+        classes = y.shape[-1]
+        expected, q, y = (a.reshape(-1, classes) for a in (expected, q, y))
+        best = expected.argmax(-1)[:, None]
+        own_q, own_y = np.take_along_axis(q, best, 1), np.take_along_axis(y, best, 1)
+        beaten = ((y > own_y) | ((y == own_y) & (q != own_q))).sum(1)
+        self.top_k_misses += int((beaten >= k).sum())
 
     def judge(self) -> OutputVerdict:
         """The verdict on this output."""
-        evidence = self.evidence
-        figures = dict(evidence.figures())
-        failures, warnings, blame = list(dict.fromkeys(self.structure)), [], "none"
-        if failures:
-            blame = "backend" if any("backend" in f for f in failures) else "reference"
-        bad = evidence.non_finite
-        if bad.mismatched and bad.first is not None:
-            index = _index(bad.first[1], evidence.shape)
-            failures.append(
-                f"non-finite: {bad.nan} NaN and {bad.inf} infinite elements, {bad.reference} in the reference; "
-                f"{bad.mismatched} don't match, the first in sample {bad.first[0]} at {list(index)}"
-            )
-            blame = "backend"
-        if self.tolerance is not None:
-            found = self._explicit(figures)
-            failures += found
-            if found and blame == "none":
-                blame = self._explicit_blame(figures)
+        findings, warnings = list(dict.fromkeys(self.structure)), list[str]()
+        findings += self._non_finite()
+        if not self.structure and not self.evidence.sums.n:
+            findings.append(("reference", "nothing: there is no finite element to judge"))
+        elif self.tolerance is not None:
+            findings += self._explicit(self.tolerance)
         elif self.exact:
-            limit = self.reference_differing + max(1, evidence.sums.n // 100) * (evidence.sums.n >= 100)
-            figures |= {"differing": self.differing, "reference_differing": self.reference_differing}
-            if self.differing > limit:
-                failures.append(
-                    f"values: {self.differing} of {evidence.sums.n} integer elements differ from the reference (limit {limit})"
-                )
-                blame = "backend" if blame == "none" else blame
+            findings += self._exact()
         elif not self.structure:
-            finding = apply_rule(evidence, precision=self.precision, bounded=self.bounded)
-            failures += finding.failures
+            finding = apply_rule(self.evidence, precision=self.precision, bounded=self.bounded)
+            findings += [(finding.blame, failure) for failure in finding.failures]
             warnings += finding.warnings
-            blame = finding.blame if blame == "none" else blame
+        bad = self.evidence.non_finite
+        if bad.reference:
+            warnings.append(
+                f"{bad.reference} elements of the reference are NaN or infinite: only their place was compared"
+            )
+        figures = dict(self.evidence.figures())
+        if self.exact:
+            figures |= {"differing": self.differing, "reference_differing": self.reference_differing}
         return OutputVerdict(
             name=self.name,
             limits_from=self.limits_from,
             tolerance=self.tolerance,
-            failures=tuple(failures),
+            failures=tuple(text for _, text in findings),
             warnings=tuple(warnings),
-            blame=blame if failures else "none",
-            step=evidence.step,
+            blame=findings[0][0] if findings else "none",
+            step=self.evidence.step,
             figures=figures,
-            worst=_worst(evidence),
+            worst=self.evidence.worst,
         )
 
-    def _explicit(self, figures: Mapping[str, float | int | None]) -> list[str]:
-        t, failures = self.tolerance, []
-        assert t is not None
+    def _non_finite(self) -> list[tuple[str, str]]:
+        bad = self.evidence.non_finite
+        if bad.first is None:
+            return []
+        sample, index = bad.first
+        text = (
+            f"non-finite: {bad.nan} NaN and {bad.inf} infinite elements, {bad.reference} in the reference; "
+            f"{bad.mismatched} don't match, the first in sample {sample} at {list(index)}"
+        )
+        return [(attribute(self.evidence), text)]
+
+    def _exact(self) -> list[tuple[str, str]]:
+        """Integers: the backend may change as many as quantising or optimising does, and 1% where there are 100."""
+        n = self.evidence.sums.n
+        if 2 * self.reference_differing > n:
+            text = f"values: the references themselves differ in {self.reference_differing} of {n} elements"
+            return [
+                ("quantization" if self.evidence.has_float else "reference", f"{text}: they leave nothing to compare")
+            ]
+        limit = self.reference_differing + n // 100
+        if self.differing <= limit:
+            return []
+        return [
+            ("backend", f"values: {self.differing} of {n} integer elements differ from the reference (limit {limit})")
+        ]
+
+    def _explicit(self, t: Tolerance) -> list[tuple[str, str]]:
+        figures, bad = self.evidence.figures(), self.evidence.non_finite
+        against_q, against_f = [], []
         if t.steps is not None:
             steps = figures["max_steps"]
             if steps is None:
-                failures.append(
+                against_q.append(
                     "steps: the output isn't quantised, so it has no steps: give absolute or sqnr_db instead"
                 )
-            elif steps > t.steps * (1 + 1e-3) + 1e-3:
-                failures.append(f"steps: the largest |y-q| is {steps:.3g} steps (limit {t.steps:g})")
+            elif not steps <= t.steps + STEP_SLACK:
+                against_q.append(f"steps: the largest |y-q| is {steps:.3g} steps (limit {t.steps:g})")
         if self.violations:
-            failures.append(
+            against_q.append(
                 f"absolute/relative: {self.violations} of {self.evidence.sums.n} elements have |y-q| beyond "
                 f"{t.absolute or 0:g} + {t.relative or 0:g}*|q|, by up to {self.largest_excess:.3g}"
             )
-        sqnr, cosine = figures["sqnr_db"], figures["cosine"]
-        if t.sqnr_db is not None and not (sqnr is not None and sqnr >= t.sqnr_db):
-            failures.append(f"sqnr_db: {sqnr:.1f} dB against float (limit {t.sqnr_db:g} dB)")
-        if t.cosine is not None and not (cosine is not None and cosine >= t.cosine):
-            failures.append(f"cosine: {cosine:.5f} against float (limit {t.cosine:g})")
-        if t.top_k is not None and (misses := self.evidence.top_k_misses.get(int(t.top_k), 0)):
-            failures.append(f"top_k: in {misses} rows the reference's best class is not among the best {t.top_k:g}")
-        return failures
+        for name, limit, unit in (("sqnr_db", t.sqnr_db, " dB"), ("cosine", t.cosine, "")):
+            value = figures[name]
+            if limit is not None and not (value is not None and value >= limit):
+                against_f.append(f"{name}: {value:.5g}{unit} against float (limit {limit:g}{unit})")
+        if self.top_k_misses:
+            against_f.append(
+                f"top_k: in {self.top_k_misses} rows the reference's best class is not among the best {t.top_k:g}"
+            )
+        found = [(attribute(self.evidence, against_float=False), text) for text in against_q]
+        found += [(self._blame_against_float(), text) for text in against_f]
+        uses_float = t.sqnr_db is not None or t.cosine is not None or t.top_k is not None
+        if uses_float and bad.float_mismatched:
+            text = (
+                f"reference: {bad.float_mismatched} elements are finite in only one of the float and the QDQ reference"
+            )
+            found.insert(0, ("reference", text))
+        return found
 
-    def _explicit_blame(self, figures: Mapping[str, float | int | None]) -> str:
-        """Against float, the larger of the two noises is to blame; against q, it can't be the quantisation."""
-        s, t = self.evidence.sums, self.tolerance
-        assert t is not None
-        against_float = t.steps is None and t.absolute is None and t.relative is None
-        if against_float and self.evidence.has_float and s.g2 > s.e2:
-            return "quantization"
-        return attribute(self.evidence, ruined=None if against_float else False)
+    def _blame_against_float(self) -> str:
+        """Against float, the larger of the two noises is to blame."""
+        s = self.evidence.sums
+        return "quantization" if self.evidence.has_float and s.g2 > s.e2 else attribute(self.evidence)
 
 
-def _index(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.unravel_index(flat, tuple(shape))) if shape else ()
-
-
-def _worst(evidence: Evidence) -> Worst | None:
-    if not evidence.sums.n:
-        return None
-    sample, flat = evidence.worst
-    f, q, y = evidence.worst_values
-    return Worst(sample, _index(flat, evidence.shape), f, q, y)
+def _mismatch(q: Array, y: Array, f: Array | None, r: Array | None) -> tuple[str, str] | None:
+    """Blame and text, if the arrays of a sample can't be compared."""
+    if y.shape != q.shape:
+        return "backend", f"shape: the backend's is {list(y.shape)}, the reference's {list(q.shape)}"
+    if (q.dtype.kind in "iu") != (y.dtype.kind in "iu") or (q.dtype.kind == "b") != (y.dtype.kind == "b"):
+        return "backend", f"type: the backend's is {y.dtype}, the reference's {q.dtype}"
+    for name, other in (("float reference", f), ("QDQ reference at another optimisation level", r)):
+        if other is not None and other.shape != q.shape:
+            return "reference", f"shape: the {name}'s is {list(other.shape)}, the QDQ reference's {list(q.shape)}"
+    return None
 
 
 def judge(cases: Sequence[OutputCase], samples: int) -> AccuracyVerdict:
-    """The verdict on all outputs of a run."""
+    """The verdict on all outputs of a run.
+
+    Raises:
+        ValueError: there is no output or no sample, or an output wasn't given every sample.
+    """
+    if not cases or samples < 1:
+        raise ValueError(f"nothing to judge: {len(cases)} outputs, {samples} samples")
+    for case in cases:
+        if case.samples != samples:
+            raise ValueError(f"output {case.name!r} was given {case.samples} of {samples} samples")
     return AccuracyVerdict(tuple(case.judge() for case in cases), samples)

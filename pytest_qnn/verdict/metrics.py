@@ -47,6 +47,7 @@ class Sums:
     yf2: float = 0.0
     h2: float = 0.0
     spread: float = 0.0  # sum of (q - mean q)^2
+    max_q: float = 0.0
     max_e: float = 0.0
     max_f: float = 0.0
     max_g: float = 0.0
@@ -111,7 +112,10 @@ class _Workspace:
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of one sample: equally long flat arrays of one dtype, all finite; ``n`` of the elements count."""
+    """A block of one sample: equally long flat arrays of one dtype, all finite; ``n`` of the elements count.
+
+    ``q_range`` and ``y_range`` are smallest and largest value.
+    """
 
     sample: int
     shape: tuple[int, ...]
@@ -121,6 +125,8 @@ class _Block:
     y: Array
     f: Array | None
     r: Array | None
+    q_range: tuple[float, float]
+    y_range: tuple[float, float]
 
 
 @dataclass
@@ -165,7 +171,9 @@ class Evidence:
         shapes = [a.shape for a in (q, y, f, r) if a is not None]
         if any(shape != q.shape for shape in shapes):
             raise ValueError(f"shapes differ: {shapes}")
-        flat_q, flat_y, flat_f, flat_r = (None if a is None else np.ascontiguousarray(a).reshape(-1) for a in (q, y, f, r))
+        flat_q, flat_y, flat_f, flat_r = (
+            None if a is None else np.ascontiguousarray(a).reshape(-1) for a in (q, y, f, r)
+        )
         assert flat_q is not None
         assert flat_y is not None
         totals = self._totals(q.shape)
@@ -190,15 +198,15 @@ class Evidence:
         q, y, f, r = values
         assert q is not None
         assert y is not None
-        n, largest = q.size, max(_magnitude(a) for a in values if a is not None)
-        if not math.isfinite(largest):
+        n, ranges = q.size, [_range(a) for a in (q, y, f, r) if a is not None]
+        if not all(math.isfinite(low) and math.isfinite(high) for low, high in ranges):
             n, q, y, f, r = self._without_non_finite(shape, start, q, y, f, r)
-            largest = max(_magnitude(a) for a in (q, y, f, r) if a is not None)
+            ranges = [_range(a) for a in (q, y, f, r) if a is not None]
+        largest = max(max(high, -low) for low, high in ranges)
         if largest and not MODERATE[0] < largest < MODERATE[1]:
-            q, y, f, r = (None if a is None else a.astype(np.float64) for a in (q, y, f, r))
-            assert q is not None
-            assert y is not None
-        return _Block(self.samples, shape, start, n, q, y, f, r)
+            q, y = q.astype(np.float64), y.astype(np.float64)
+            f, r = (None if a is None else a.astype(np.float64) for a in (f, r))
+        return _Block(self.samples, shape, start, n, q, y, f, r, ranges[0], ranges[1])
 
     def _without_non_finite(
         self, shape: tuple[int, ...], start: int, q: Array, y: Array, f: Array | None, r: Array | None
@@ -246,11 +254,11 @@ class Evidence:
         s.q4 += float(dot(qq, qq))
         ee = np.multiply(e, e, out=work.c[:n])
         s.e4 += float(dot(ee, ee))
+        self._extremes(block, e, ee, work)
         if channels:
             yy = np.multiply(y, y, out=work.d[:n])
             for totals in channels:
                 totals.add(block.shape, block.start, ones, e2=ee, q2=qq, y2=yy, q1=q, y1=y)
-        self._extremes(block, e, work)
         self._float(block, e, channels, work)
         self._check(block, channels, work)
 
@@ -269,22 +277,23 @@ class Evidence:
         between = (mean - s.q1 / s.n) ** 2 * s.n * block.n / (s.n + block.n) if s.n else 0.0
         s.spread += max(about_mean, 0.0) + between
 
-    def _extremes(self, block: _Block, e: Array, work: _Workspace) -> None:
-        """Largest |e|, elements beyond a step, and the ends of the range."""
-        s, n = self.sums, e.size
-        for end, extreme in zip(self.ends, (np.max, np.min), strict=True):
-            end.add(block.q, block.y, float(extreme(block.q)), float(extreme(block.y)))
-        largest = _magnitude(e)
+    def _extremes(self, block: _Block, e: Array, ee: Array, work: _Workspace) -> None:
+        """Largest |e|, elements beyond a step, and the ends of the range; from e and e^2."""
+        s, (low, high) = self.sums, block.q_range
+        s.max_q = max(s.max_q, high, -low)
+        top, bottom = self.ends
+        top.add(block.q, block.y, high, block.y_range[1])
+        bottom.add(block.q, block.y, low, block.y_range[0])
+        largest = math.sqrt(float(ee.max()))
         limit = math.inf if self.step is None else self.step * (1 + STEP_SLACK)
-        if largest <= limit and largest <= s.max_e and self.worst is not None:
-            return
-        magnitude = np.abs(e, out=work.b[:n])
         if largest > limit:
-            s.beyond += int(np.count_nonzero(np.greater(magnitude, e.dtype.type(limit), out=work.mask[:n])))
+            s.beyond += int(np.count_nonzero(np.greater(ee, ee.dtype.type(limit**2), out=work.mask[: e.size])))
         if largest > s.max_e or self.worst is None:
-            s.max_e, at = max(largest, s.max_e), int(magnitude.argmax())
+            at = int(ee.argmax())
+            s.max_e = max(s.max_e, abs(float(e[at])))
             f = None if block.f is None else float(block.f[at])
-            self.worst = Worst(block.sample, _index(block.start + at, block.shape), f, float(block.q[at]), float(block.y[at]))
+            index = _index(block.start + at, block.shape)
+            self.worst = Worst(block.sample, index, f, float(block.q[at]), float(block.y[at]))
 
     def _float(self, block: _Block, e: Array, channels: list[Channels], work: _Workspace) -> None:
         """Totals of f, g = q - f and y - f."""
@@ -338,7 +347,8 @@ class Evidence:
         """The figures of a report, by name: dB, steps (where there is a step) and shares."""
         s, n = self.sums, max(self.sums.n, 1)
         signal, noise = (s.f2, s.yf2) if self.has_float else (s.q2, s.e2)
-        steps: Callable[[float], float | None] = (lambda v: v / self.step) if self.step else (lambda v: None)
+        step = self.step
+        steps: Callable[[float], float | None] = (lambda v: v / step) if step else (lambda v: None)
         cosine = math.nan
         dot, left = (s.fy, s.f2) if self.has_float else (s.q2 + s.eq, s.q2)
         if left > 0 and s.y2 > 0:
@@ -372,9 +382,15 @@ def _float32(a: Array) -> Array:
         return a.astype(np.float32, copy=False)
 
 
+def _range(a: Array) -> tuple[float, float]:
+    """Smallest and largest value; not finite if any element isn't."""
+    return float(a.min()), float(a.max())
+
+
 def _magnitude(a: Array) -> float:
-    """Largest absolute value; NaN or infinite if any element is."""
-    return max(float(a.max()), -float(a.min()))
+    """Largest absolute value of finite elements."""
+    low, high = _range(a)
+    return max(high, -low)
 
 
 def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:

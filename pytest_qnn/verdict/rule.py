@@ -17,6 +17,7 @@ import numpy as np
 from pytest_qnn.verdict.metrics import Evidence, decibels
 
 TINY = 1e-300
+RESOLVED = 1e-4  # variance over mean square of a channel that float32 sums still tell from rounding
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ class Constants:
     spikes: float = 20.0  # kurtosis of e over that of g
     spikes_count: int = 100
     channel: float = 6.0  # |e|^2 of a channel over its own noise plus the noisiest channel's
+    dead: float = 0.01  # variance of a channel over the reference's, below which it is constant
+    saturated: int = 4  # elements at an end of the range
     swap: float = 4.0  # how much nearer (squared) another row's reference must be
+    own: float = 4.0  # the reference's own |h|^2 over the quantisation's noise, above which it can't decide
     ruined_db: float = 3.0  # SQNR of the quantisation below which it leaves nothing to compare
     poor_db: float = 10.0  # SQNR of the quantisation below which to warn
     informative_steps: float = 2.0  # standard deviation of q below which the output says nothing
@@ -71,6 +75,56 @@ class Finding:
     blame: str
 
 
+@dataclass(frozen=True)
+class _Scales:
+    """What an output's figures are measured in.
+
+    Attributes:
+        step: one quantisation step; 0 where the output isn't quantised.
+        relative: rms rounding of unquantised arithmetic, relative to f; 0 for a quantised output.
+        grain: rms rounding granted to every element.
+        prior: noise power of the pseudo elements, in all.
+        noise: |g|^2.
+        allowed: the noise power that quantising, the reference's own uncertainty and rounding explain.
+        few: whether there is too little to estimate spreads from.
+        spread: how much a power that was estimated from n numbers varies.
+        f2: |f|^2.
+    """
+
+    step: float
+    relative: float
+    grain: float
+    prior: float
+    noise: float
+    allowed: float
+    few: bool
+    spread: float
+    f2: float
+
+
+def _scales(evidence: Evidence, c: Constants, precision: str, bounded: bool) -> _Scales:
+    s, n = evidence.sums, evidence.sums.n
+    f2 = s.f2 if evidence.has_float else s.q2
+    if evidence.step is not None:
+        relative, grain = 0.0, c.rounding_steps * evidence.step
+        prior = c.prior_count * c.prior_power * s.q2 / n
+    else:
+        relative = c.float16 if precision == "float16" else c.float32
+        absolute = c.float16_grain if precision == "float16" and bounded else 0.0
+        grain, prior = math.sqrt(relative**2 * f2 / n + absolute**2), 0.0
+    return _Scales(
+        step=evidence.step or 0.0,
+        relative=relative,
+        grain=grain,
+        prior=prior,
+        noise=s.g2,
+        allowed=s.g2 + 2 * s.h2 + n * grain**2 + prior + TINY,
+        few=evidence.samples < c.few_samples or n < c.few_elements,
+        spread=1 + 2 / n,
+        f2=f2,
+    )
+
+
 def apply_rule(evidence: Evidence, *, precision: str, bounded: bool = False, constants: Constants = DEFAULT) -> Finding:
     """Judge one output by the derived rule.
 
@@ -79,171 +133,212 @@ def apply_rule(evidence: Evidence, *, precision: str, bounded: bool = False, con
         precision: what unquantised arithmetic is computed in: "float16" or "float32".
         bounded: whether the output comes from a sigmoid, softmax or tanh.
     """
-    c, s = constants, evidence.sums
-    if not s.n:
-        return Finding(("there is no finite element to judge",), (), "reference")
-    n, step = s.n, evidence.step or 0.0
-    quantized = evidence.step is not None
-    f2 = s.f2 if evidence.has_float else s.q2
-    max_f = s.max_f if evidence.has_float else math.sqrt(s.q2)
-    noise, own, err, err_f = s.g2, s.h2, s.e2, s.yf2 if evidence.has_float else s.e2
-    few = evidence.samples < c.few_samples or n < c.few_elements
-    spread = 1 + 2 / n  # of a power that was estimated from n numbers
-    variance = max(s.q2 / n - (s.q1 / n) ** 2, 0.0)
-    relative, grain = 0.0, c.rounding_steps * step
-    if not quantized:
-        relative = c.float16 if precision == "float16" else c.float32
-        absolute = c.float16_grain if precision == "float16" and bounded else 0.0
-        grain = math.sqrt(relative**2 * f2 / n + absolute**2)
-    prior = c.prior_count * c.prior_power * s.q2 / n if quantized else 0.0
-    allowed = noise + 2 * own + n * grain**2 + prior + TINY
-    failures: list[str] = []
-
-    def test(failed: bool, text: str) -> None:
-        if failed:
-            failures.append(text)
-
-    power, loss = err / allowed, (err_f + n * grain**2) / allowed
-    test(
-        power > c.power * spread,
-        f"power: the backend's own noise |y-q|^2 is {power:.3g} times what quantising allows (limit {c.power * spread:.3g})",
-    )
-    test(
-        loss > c.loss * spread,
-        f"loss: the noise against float |y-f|^2 is {loss:.3g} times what quantising allows (limit {c.loss * spread:.3g})",
-    )
-
-    informative = math.sqrt(variance) >= c.informative_steps * step and variance > 0
-    scale = c.prior_count * s.q2 / n + noise if few else c.likeness_count * variance
-    likeness = err / (n * variance + 4 * n * grain**2 + scale + TINY)
-    test(
-        likeness > c.likeness and informative,
-        f"likeness: |y-q|^2 is {likeness:.3g} of the reference's own variation (limit {c.likeness:g})",
-    )
-
-    # slope of y on q through the origin; White's (1980) heteroscedasticity-robust standard error, expanded into sums
-    carriers = s.q2**2 / (s.q4 + TINY)
-    slope = s.eq / (s.q2 + TINY)
-    white = max(s.q2e2 - 2 * slope * s.q3e + slope**2 * s.q4, 0.0)
-    own_gain = abs(s.gf / (f2 + TINY)) if evidence.has_float else 0.0
-    gain_limit = c.gain + c.sigmas * math.sqrt(white) / (s.q2 + TINY) + (2 * own_gain if few else 0.0)
-    share = slope**2 * s.q2 / (err + 0.5 * n * grain**2 + TINY)
-    test(
-        abs(slope) > gain_limit and share > c.gain_share and carriers >= c.gain_count,
-        f"gain: the slope of y on q is {1 + slope:.4f} (limit 1 +- {gain_limit:.4f})",
-    )
-
-    bias = s.e1 / n
-    bias_limit = c.bias_steps * step if quantized else grain / 2
-    bias_limit += (c.bias_noise_few if few else c.bias_noise) * math.sqrt(noise / n)
-    bias_limit += abs(s.g1) / n if few else 0.0
-    bias_limit += (c.sigmas if few else c.sigmas_bias) * math.sqrt(err) / n
-    test(
-        abs(bias) > bias_limit,
-        f"bias: the mean of y-q is {_steps(bias, step)} (limit {_steps(bias_limit, step)})",
-    )
-
-    unit = s.max_g + s.max_h + 2 * grain + math.sqrt(c.prior_power * s.q2 / n * min(1.0, c.prior_count / n))
-    unit += 0.0 if quantized else 1.25 * relative * max_f
-    tail, tail_limit = s.far / (unit + TINY), c.tail * math.sqrt(spread)
-    test(
-        tail > tail_limit,
-        f"tail: one element is {tail:.3g} times as far off as quantising puts any (limit {tail_limit:.3g})",
-    )
-
-    kurtosis_e = n * s.e4 / (err + n * grain**2 + TINY) ** 2
-    kurtosis_g = n * s.g4 / (noise + n * grain**2 + TINY) ** 2
-    spikes = kurtosis_e / max(kurtosis_g, 3.0)
-    test(
-        quantized and n >= c.spikes_count and spikes > c.spikes,
-        f"spikes: a few elements stand out: the kurtosis of y-q is {spikes:.3g} times that of q-f (limit {c.spikes:g})",
-    )
-    test(
-        evidence.saturated > 0,
-        f"saturation: {evidence.saturated} elements at the end of the range all have one value, in the reference not",
-    )
-    failures += _channel_failures(evidence, c, grain, relative, prior)
-    failures += _row_failures(evidence, c, allowed)
-
-    sqnr = decibels(f2, noise)
-    ruined = evidence.has_float and sqnr < c.ruined_db and noise > n * grain**2
-    test(
-        ruined,
-        f"quantization: its SQNR against float is {sqnr:.1f} dB (limit {c.ruined_db:g} dB): it leaves nothing to compare",
-    )
-    warnings: list[str] = []
-    if evidence.has_float and not ruined and sqnr < c.poor_db:
-        warnings.append(f"the quantisation is poor: its SQNR against float is {sqnr:.1f} dB")
-    if not informative:
-        warnings.append("the reference hardly varies, so this output proves little: use inputs that make it vary")
-    if own > 0.25 * err and own > 0.5 * noise and own > 0:
-        warnings.append("the reference moves with its optimisation level as much as with the quantisation")
-    return Finding(tuple(failures), tuple(warnings), attribute(evidence, ruined) if failures else "none")
-
-
-def attribute(evidence: Evidence, ruined: bool | None = None) -> str:
-    """Whose fault a failure is, from where the noise arises.
-
-    In this order: "quantization" where q has lost f already; "reference" where the reference differs from itself (at
-    another optimisation level) as much as from the backend; "graph-edge quantizer" where every element is within a step
-    and a half, or all are off by the same one or two steps; else "backend".
-    """
-    s, step = evidence.sums, evidence.step
-    if ruined is None:
-        floor = s.n * (DEFAULT.rounding_steps * (step or 0.0)) ** 2
-        ruined = evidence.has_float and decibels(s.f2, s.g2) < DEFAULT.ruined_db and s.g2 > floor
-    if evidence.non_finite.mismatched:
-        return "backend"
+    c = constants
+    if not evidence.sums.n:
+        return Finding(("nothing: there is no finite element to judge",), (), "reference")
+    x = _scales(evidence, c, precision, bounded)
+    found = [test(evidence, x, c) for test in TESTS]
+    failures = [failure for failure in found if failure] + _channel_failures(evidence, x, c)
+    ruined = _ruined(evidence, c)
     if ruined:
-        return "quantization"
-    if s.h2 > 0.5 * s.e2 and s.h2 > 0:
-        return "reference"
-    if step and s.n:
-        bias = abs(s.e1) / s.n
-        centred = max(s.e2 / s.n - bias**2, 0.0)
-        if s.max_e < 1.5 * step or (0.7 * step < bias < 2.3 * step and centred < (0.6 * step) ** 2):
-            return "graph-edge quantizer"
-    return "backend"
+        failures.append(
+            f"quantization: its SQNR against float is {decibels(x.f2, x.noise):.1f} dB (limit {c.ruined_db:g} dB): it leaves "
+            "nothing to compare"
+        )
+    undecidable = _reference_failures(evidence, x, c)
+    blame = "none"
+    if failures or undecidable:
+        blame = "reference" if undecidable else attribute(evidence)
+    return Finding((*undecidable, *failures), _warnings(evidence, x, c, ruined), blame)
 
 
-def _channel_failures(evidence: Evidence, c: Constants, grain: float, relative: float, prior: float) -> list[str]:
+def _power(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
+    power, limit = evidence.sums.e2 / x.allowed, c.power * x.spread
+    if power <= limit:
+        return None
+    return f"power: the backend's own noise |y-q|^2 is {power:.3g} times what quantising allows (limit {limit:.3g})"
+
+
+def _loss(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
+    s = evidence.sums
+    loss = ((s.yf2 if evidence.has_float else s.e2) + s.n * x.grain**2) / x.allowed
+    limit = c.loss * x.spread
+    if loss <= limit:
+        return None
+    return f"loss: the noise against float |y-f|^2 is {loss:.3g} times what quantising allows (limit {limit:.3g})"
+
+
+def _likeness(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
+    s = evidence.sums
+    slack = c.prior_count * s.q2 / s.n + x.noise if x.few else c.likeness_count * s.variance
+    likeness = s.e2 / (s.n * s.variance + 4 * s.n * x.grain**2 + slack + TINY)
+    if likeness <= c.likeness or not _informative(evidence, c):
+        return None
+    return f"likeness: |y-q|^2 is {likeness:.3g} of the reference's own variation (limit {c.likeness:g})"
+
+
+def _gain(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
+    """Slope of y on q through the origin, with White's (1980) heteroscedasticity-robust standard error."""
+    s = evidence.sums
+    carriers = s.q2 * (s.q2 / (s.q4 + TINY))
+    slope = s.eq / (s.q2 + TINY)
+    residual = max(s.q2e2 - 2 * slope * s.q3e + slope**2 * s.q4, 0.0)  # sum of q^2 (e - slope q)^2
+    limit = c.gain + c.sigmas * math.sqrt(residual) / (s.q2 + TINY)
+    if x.few and evidence.has_float:
+        limit += 2 * abs(s.gf / (x.f2 + TINY))
+    share = slope**2 * s.q2 / (s.e2 + 0.5 * s.n * x.grain**2 + TINY)
+    if abs(slope) <= limit or share <= c.gain_share or carriers < c.gain_count:
+        return None
+    return f"gain: the slope of y on q is {1 + slope:.4f} (limit 1 +- {limit:.4f})"
+
+
+def _bias(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
+    s = evidence.sums
+    limit = c.bias_steps * x.step if x.step else x.grain / 2
+    limit += (c.bias_noise_few if x.few else c.bias_noise) * math.sqrt(x.noise / s.n)
+    limit += (c.sigmas if x.few else c.sigmas_bias) * math.sqrt(s.e2) / s.n
+    limit += abs(s.g1) / s.n if x.few else 0.0
+    if abs(evidence.bias) <= limit:
+        return None
+    return f"bias: the mean of y-q is {_steps(evidence.bias, x.step)} (limit {_steps(limit, x.step)})"
+
+
+def _tail(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
+    s = evidence.sums
+    unit = s.max_g + s.max_h + 2 * x.grain + math.sqrt(c.prior_power * s.q2 / s.n * min(1.0, c.prior_count / s.n))
+    unit += 1.25 * x.relative * (s.max_f if evidence.has_float else s.max_q)
+    tail, limit = s.far / (unit + TINY), c.tail * math.sqrt(x.spread)
+    if tail <= limit:
+        return None
+    return f"tail: one element is {tail:.3g} times as far off as quantising puts any (limit {limit:.3g})"
+
+
+def _spikes(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
+    s = evidence.sums
+    kurtosis_e = s.n * s.e4 / (s.e2 + s.n * x.grain**2 + TINY) ** 2
+    kurtosis_g = s.n * s.g4 / (x.noise + s.n * x.grain**2 + TINY) ** 2
+    spikes = kurtosis_e / max(kurtosis_g, 3.0)
+    if not x.step or s.n < c.spikes_count or spikes <= c.spikes:
+        return None
+    return (
+        f"spikes: a few elements stand out: the kurtosis of y-q is {spikes:.3g} times that of q-f (limit {c.spikes:g})"
+    )
+
+
+def _saturation(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
+    count = max(end.saturated(2 * max(x.step, x.grain)) for end in evidence.ends)
+    if count < c.saturated:
+        return None
+    return f"saturation: {count} elements at the end of the range all have one value, in the reference not"
+
+
+def _samples(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
+    """Rows that look like another row's reference: all pairs' distances from one Gram matrix."""
+    rows = evidence.rows
+    count = len(rows.q)
+    if count < 2 or len({row.size for row in rows.q}) != 1:
+        return None
+    q, y = np.stack(rows.q), np.stack(rows.y)
+    distance = np.maximum((y * y).sum(1)[:, None] + (q * q).sum(1)[None, :] - 2 * y @ q.T, 0.0)
+    own = np.diag(distance).copy()
+    np.fill_diagonal(distance, np.inf)
+    swapped = int((own > c.swap * (distance.min(1) + x.allowed * rows.share / count)).sum())
+    if swapped <= (0 if q.shape[1] >= 8 else 1):
+        return None
+    return (
+        f"samples: {swapped} of {count} outputs match another input's reference better than their own: stale or "
+        "exchanged results"
+    )
+
+
+TESTS = (_power, _loss, _likeness, _gain, _bias, _tail, _spikes, _saturation, _samples)
+
+
+def _channel_failures(evidence: Evidence, x: _Scales, c: Constants) -> list[str]:
     failures, worst, where = [], 0.0, ""
-    for sums in evidence.channels:
+    for sums in evidence.channels.values():
         m = sums.elements
-        noise = sums.g2 + 2 * sums.h2 + relative**2 * (sums.f2 if evidence.has_float else sums.q2)
-        ratio = sums.e2 / (noise + noise.max() + m * grain**2 + prior + TINY)
+        noise = sums.g2 + 2 * sums.h2 + x.relative**2 * (sums.f2 if evidence.has_float else sums.q2)
+        ratio = sums.e2 / (noise + noise.max() + m * x.grain**2 + x.prior + TINY)
         if float(ratio.max()) > worst:
             worst, where = float(ratio.max()), f"channel {int(ratio.argmax())} of axis {sums.axis}"
-        varies = np.maximum(sums.q2 - sums.q1**2 / m, 0.0)
-        varies_y = np.maximum(sums.y2 - sums.y1**2 / m, 0.0)
-        dead = (varies_y <= 0.01 * varies) & (varies > noise + 16 * m * grain**2) & (m > 3)
+        varies, varies_y = sums.q2 - sums.q1**2 / m, sums.y2 - sums.y1**2 / m
+        resolved = varies > RESOLVED * sums.q2
+        dead = resolved & (varies_y <= c.dead * varies) & (varies > noise + 16 * m * x.grain**2) & (m > 3)
         if dead.any():
-            first = int(np.argmax(dead))
             failures.append(
                 f"dead: {int(dead.sum())} of {dead.size} channels on axis {sums.axis} are constant, in the reference they "
-                f"vary; the first is {first}"
+                f"vary; the first is {int(np.argmax(dead))}"
             )
     if worst > c.channel:
         failures.append(f"channel: |y-q|^2 of {where} is {worst:.3g} times its noise (limit {c.channel:g})")
     return failures
 
 
-def _row_failures(evidence: Evidence, c: Constants, allowed: float) -> list[str]:
-    rows = len(evidence.rows_q)
-    if rows < 2 or len({r.size for r in evidence.rows_q}) != 1:
-        return []
-    q = np.stack(evidence.rows_q).astype(np.float64)
-    y = np.stack(evidence.rows_y).astype(np.float64)
-    distance = np.maximum((y * y).sum(1)[:, None] + (q * q).sum(1)[None, :] - 2 * y @ q.T, 0.0)
-    own = np.diag(distance).copy()
-    np.fill_diagonal(distance, np.inf)
-    swapped = int((own > c.swap * (distance.min(1) + allowed * evidence.row_share / rows)).sum())
-    if swapped > (0 if q.shape[1] >= 8 else 1):
-        return [
-            f"samples: {swapped} of {rows} outputs match another input's reference better than their own: stale or "
-            "exchanged results"
-        ]
-    return []
+def _reference_failures(evidence: Evidence, x: _Scales, c: Constants) -> list[str]:
+    """Why the references can't decide, if they can't."""
+    bad, failures = evidence.non_finite, []
+    if bad.float_mismatched:
+        failures.append(
+            f"reference: {bad.float_mismatched} elements are finite in only one of the float and the QDQ reference"
+        )
+    if bad.check_mismatched:
+        failures.append(
+            f"reference: {bad.check_mismatched} elements are finite at only one of the reference's optimisation levels"
+        )
+    own, limit = evidence.sums.h2 / (x.allowed - 2 * evidence.sums.h2), c.own * x.spread
+    if own > limit:
+        failures.append(
+            f"reference: between its optimisation levels it moves by {own:.3g} times what quantising allows (limit "
+            f"{limit:.3g}): it can't decide"
+        )
+    return failures
+
+
+def _warnings(evidence: Evidence, x: _Scales, c: Constants, ruined: bool) -> tuple[str, ...]:
+    s, warnings = evidence.sums, []
+    sqnr = decibels(x.f2, x.noise)
+    if evidence.has_float and not ruined and sqnr < c.poor_db:
+        warnings.append(f"the quantisation is poor: its SQNR against float is {sqnr:.1f} dB")
+    if not _informative(evidence, c):
+        warnings.append("the reference hardly varies, so this output proves little: use inputs that make it vary")
+    if s.h2 > 0.25 * s.e2 and s.h2 > 0.5 * x.noise and s.h2 > 0:
+        warnings.append("the reference moves with its optimisation level as much as with the quantisation")
+    return tuple(warnings)
+
+
+def _informative(evidence: Evidence, c: Constants) -> bool:
+    variance = evidence.sums.variance
+    return variance > 0 and math.sqrt(variance) >= c.informative_steps * (evidence.step or 0.0)
+
+
+def _ruined(evidence: Evidence, c: Constants) -> bool:
+    """Whether q has lost f; without an encoding there is no quantisation to blame."""
+    s, floor = evidence.sums, evidence.sums.n * (c.rounding_steps * (evidence.step or 0.0)) ** 2
+    return evidence.has_float and decibels(s.f2, s.g2) < c.ruined_db and s.g2 > floor
+
+
+def attribute(evidence: Evidence, *, against_float: bool = True) -> str:
+    """Whose fault a failure is, from where the noise arises.
+
+    In this order: "quantization" where q has lost f already (only asked for a limit against float);
+    "reference" where the reference differs from itself (at another optimisation level) as much as from the backend;
+    "graph-edge quantizer" where every element is within a step and a half, or all are off by the same one or two steps; else
+    "backend".
+    """
+    s, step, bad = evidence.sums, evidence.step, evidence.non_finite
+    if bad.mismatched:
+        return "reference" if bad.only_reference == bad.mismatched else "backend"
+    if against_float and _ruined(evidence, DEFAULT):
+        return "quantization"
+    if s.h2 > 0.5 * s.e2 and s.h2 > 0:
+        return "reference"
+    if step and s.n:
+        bias = abs(evidence.bias)
+        centered = max(s.e2 / s.n - bias**2, 0.0)
+        if s.max_e < 1.5 * step or (0.7 * step < bias < 2.3 * step and centered < (0.6 * step) ** 2):
+            return "graph-edge quantizer"
+    return "backend"
 
 
 def _steps(value: float, step: float) -> str:

@@ -48,7 +48,7 @@ class RangeEnd:
     """The elements with the largest q (``sign`` 1) or the smallest (``sign`` -1), with their y; values times ``sign``.
 
     Attributes:
-        q, y: up to ``KEPT`` elements.
+        q, y: up to ``KEPT`` elements, by descending q.
         limit: the largest y of all.
     """
 
@@ -61,13 +61,14 @@ class RangeEnd:
     def add(self, q: Array, y: Array, q_end: float, y_end: float) -> None:
         """Add a flat block of finite values whose extreme values on this side are ``q_end`` and ``y_end``."""
         self.limit = max(self.limit, self.sign * y_end)
-        if self.q.size == KEPT and self.sign * q_end <= self.q.min():
+        full = self.q.size == KEPT
+        if full and self.sign * q_end <= self.q[-1]:
             return
-        count = min(KEPT, q.size)
-        at = np.argpartition(q, -count)[-count:] if self.sign > 0 else np.argpartition(q, count - 1)[:count]
+        at = np.flatnonzero(q * q.dtype.type(self.sign) > self.q[-1]) if full else np.arange(q.size)
         all_q = np.concatenate([self.q, self.sign * q[at].astype(np.float64)])
         all_y = np.concatenate([self.y, self.sign * y[at].astype(np.float64)])
-        best = np.argsort(-all_q, kind="stable")[:KEPT]
+        best = np.argpartition(-all_q, KEPT - 1)[:KEPT] if all_q.size > KEPT else np.arange(all_q.size)
+        best = best[np.argsort(-all_q[best], kind="stable")]
         self.q, self.y = all_q[best], all_y[best]
 
     def saturated(self, margin: float) -> int:

@@ -11,7 +11,7 @@ from pytest_qnn.errors import OptionError
 
 
 def _number(where: str, name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
         raise OptionError(f"{where}: {name} must be a number from {low:g} to {high:g}, got {value!r}")
     return float(value)
 
