@@ -14,6 +14,7 @@ from pytest_qnn.errors import ExecutionError, InputError
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.runners.ort import LoadedModel, Placement
+from pytest_qnn.runners.profile import Profile, profile
 from pytest_qnn.runners.shared_tensors import DTYPES, Array
 from pytest_qnn.targets.target import Plan
 from pytest_qnn.verdict.latency import (
@@ -336,6 +337,14 @@ class Session:
                 break
         self.bench.note_run(self)
         return Measurement(self, stats, self.plan.not_a_device, self.provenance, budget)
+
+    def profile(self, inputs: Inputs) -> Profile:
+        """The runtime's own events of one inference: cycles per node, times of its phases.
+
+        Raises:
+            InputError, TargetError: as for :meth:`run`.
+        """
+        return profile(self._loaded, self._check(inputs, False, ""), self.plan.not_a_device)
 
     def close(self) -> None:
         """Free the model in the runtime process. A session that is used again loads again."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from pytest_qnn.backend import Backend
+from pytest_qnn.model.inputs import seeded_inputs
 from pytest_qnn.records.record import schema
 
 Project = Callable[..., pytest.RunResult]
@@ -341,3 +343,19 @@ def test_a_json_report_that_cannot_be_written_is_refused_before_the_tests(
     result = project("def test_a(): ...", "--qnn-json=folder")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --qnn-json: *is a folder*"])
+
+
+def test_a_profile_has_cycles_per_node_and_says_that_it_is_simulated(htp: Backend, models: Path) -> None:
+    session = htp.load(models / "conv.qdq.onnx")
+    profile = session.profile(seeded_inputs(session, 1)[0])
+    assert any(name.startswith("conv") for name in profile.nodes)
+    assert list(profile.nodes.values()) == sorted(profile.nodes.values(), reverse=True)
+    assert {"EXECUTE", "FINALIZE"} <= {event.message for event in profile.events}
+    assert "simulator" in profile.not_a_device
+
+
+def test_every_output_and_input_is_told_with_its_encoding(htp: Backend, models: Path) -> None:
+    session = htp.load(models / "conv.qdq.onnx")
+    assert [spec.describe() for spec in session.inputs] == ["x: float32[1, 3, 16, 16]"]
+    assert session.outputs[0].encoding is not None
+    assert session.outputs[0].encoding.dtype == "uint8"

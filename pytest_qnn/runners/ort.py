@@ -76,14 +76,14 @@ class LoadedModel:
     """
 
     def __init__(self, pool: ProcessPool, request: LoadRequest, subject: str, limits: Limits) -> None:
-        self._pool, self.request, self.subject, self.limits = pool, request, subject, limits
+        self.pool, self.request, self.subject, self.limits = pool, request, subject, limits
         self._session = next(_session_ids)
         self._process: RuntimeProcess | None = None
         self.loads = 0
         self.info = self._load()
 
     def _load(self) -> LoadInfo:
-        process = self._pool.get(self.request.process)
+        process = self.pool.get(self.request.process)
         r = self.request
         answer = process.request(
             "load",

@@ -44,7 +44,10 @@ def quantized_outputs(seed: int = 0, *, inputs: int = 6, bits: int = 8, shape: t
     f = rng.standard_normal((inputs, *shape)).astype(np.float32)
     step = 9.0 / 2**bits
     noise = 1.5 * step * rng.standard_normal((2, *f.shape))
-    q, y = (np.float32(step) * np.round((f + n) / step).astype(np.float32) for n in (noise[0], noise[0] * 0.6 + noise[1] * 0.3))
+    q, y = (
+        np.float32(step) * np.round((f + n) / step).astype(np.float32)
+        for n in (noise[0], noise[0] * 0.6 + noise[1] * 0.3)
+    )
     return Outputs(f, q, q.copy(), y, step)
 
 

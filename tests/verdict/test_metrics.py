@@ -70,7 +70,18 @@ def assert_sums(found: Evidence, wanted: dict[str, float], scale: float = 1.0) -
 
 @pytest.mark.parametrize(
     "shape",
-    [(), (1,), (7,), (3, 5), (1, 4, 6), (2, 3, 5, 7), (1, 3, 200, 201), (2, BLOCK + 3), (1, 2, BLOCK + 1), (1, 3, 70000, 1)],
+    [
+        (),
+        (1,),
+        (7,),
+        (3, 5),
+        (1, 4, 6),
+        (2, 3, 5, 7),
+        (1, 3, 200, 201),
+        (2, BLOCK + 3),
+        (1, 2, BLOCK + 1),
+        (1, 3, 70000, 1),
+    ],
 )
 def test_sums_are_those_of_the_formulas_for_every_rank_and_across_blocks(shape):
     sample = data(shape)
@@ -134,11 +145,16 @@ def test_ratios_dont_change_when_everything_is_scaled(seed, size, exponent):
 def test_order_of_elements_doesnt_matter(seed, size):
     sample = data((size,), seed)
     order = np.random.default_rng(seed).permutation(size)
-    before, after = evidence(sample, step=0.01).figures(), evidence(tuple(a[order] for a in sample), step=0.01).figures()
+    before, after = (
+        evidence(sample, step=0.01).figures(),
+        evidence(tuple(a[order] for a in sample), step=0.01).figures(),
+    )
     assert after == pytest.approx(before, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4), (2, 6, 5, 8), (1, 5, 3, BLOCK // 2), (3, 4, BLOCK + 5), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "shape", [(5, 7), (2, 3, 4), (2, 6, 5, 8), (1, 5, 3, BLOCK // 2), (3, 4, BLOCK + 5), (1, 2, 3, 4, 5)]
+)
 def test_channel_totals_are_those_of_each_axis(shape):
     q, y, f, r = data(shape)
     found = evidence((q, y, f, r))
@@ -212,7 +228,9 @@ def test_matching_non_finite_elements_are_left_out_of_the_sums():
     assert_sums(found, exact(*(a[keep] for a in (q, y, f, r))))
 
 
-@pytest.mark.parametrize(("reference", "got"), [(1.0, np.nan), (np.nan, 1.0), (np.inf, -np.inf), (np.inf, np.nan), (2.0, np.inf)])
+@pytest.mark.parametrize(
+    ("reference", "got"), [(1.0, np.nan), (np.nan, 1.0), (np.inf, -np.inf), (np.inf, np.nan), (2.0, np.inf)]
+)
 def test_non_finite_elements_that_dont_match_are_counted_and_located(reference, got):
     q = np.ones((4, 5), np.float32)
     y = q.copy()
