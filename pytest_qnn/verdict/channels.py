@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MAX_CHANNELS = 4096
+MAX_CHANNELS = 8192
 Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
 

@@ -146,10 +146,12 @@ def summarize(times_ms: Sequence[float], *, warmup: int = 0, peak_memory_mb: flo
     """Statistics of the times (ms) of single inferences, in the order in which they were taken.
 
     Raises:
-        ValueError: no times.
+        ValueError: no times, or one that is negative or not finite.
     """
     if not times_ms:
         raise ValueError("no latency samples")
+    if not all(0 <= t < math.inf for t in times_ms):
+        raise ValueError("latency samples must be finite and not negative")
     ordered = sorted(times_ms)
     n = len(ordered)
     mean = math.fsum(ordered) / n
@@ -158,7 +160,7 @@ def summarize(times_ms: Sequence[float], *, warmup: int = 0, peak_memory_mb: flo
     half = n // 2
     drift = _median(times_ms[half:]) / _median(times_ms[:half]) if half and _median(times_ms[:half]) > 0 else 1.0
     p50, p95, p99 = (percentile_interval(ordered, p) for p in PERCENTILES)
-    fast, slow = max(mean - margin, 1e-9), mean + margin
+    fast, slow = mean - margin, mean + margin
     return LatencyStats(
         samples=n,
         warmup=warmup,
@@ -168,10 +170,14 @@ def summarize(times_ms: Sequence[float], *, warmup: int = 0, peak_memory_mb: flo
         mean_ms=mean,
         min_ms=ordered[0],
         max_ms=ordered[-1],
-        throughput_ips=Interval(1e3 / max(mean, 1e-9), 1e3 / slow if math.isfinite(slow) else 0.0, 1e3 / fast),
+        throughput_ips=Interval(_rate(mean), _rate(slow), _rate(fast)),
         peak_memory_mb=peak_memory_mb,
         drift=drift,
     )
+
+
+def _rate(time_ms: float) -> float:
+    return 1e3 / time_ms if time_ms > 0 else math.inf
 
 
 def _median(values: Sequence[float]) -> float:

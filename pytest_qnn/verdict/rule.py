@@ -238,7 +238,9 @@ def _samples(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
     count = len(rows.q)
     if count < 2 or len({row.size for row in rows.q}) != 1:
         return None
-    q, y = np.stack(rows.q), np.stack(rows.y)
+    q, y = (np.stack(kept).astype(np.float64) for kept in (rows.q, rows.y))
+    if not 0.5 < float((q * q).sum()) / (rows.share * evidence.sums.q2 + TINY) < 2 and rows.share < 1:
+        return None  # a sparse output, of which the thinned rows say nothing
     distance = np.maximum((y * y).sum(1)[:, None] + (q * q).sum(1)[None, :] - 2 * y @ q.T, 0.0)
     own = np.diag(distance).copy()
     np.fill_diagonal(distance, np.inf)

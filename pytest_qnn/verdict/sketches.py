@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MAX_ROWS = 256
+MAX_ROWS = 64
 MAX_BATCH = 64  # a longer first axis isn't a batch
-ROW_ELEMENTS = 2048
+ROW_ELEMENTS = 1 << 14  # 64 rows of it in float32, of q and y, are 8 MiB
 KEPT = 16  # elements kept at each end of the range
 Array = npt.NDArray[Any]
-F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
 
 
 class Rows:
@@ -26,8 +26,8 @@ class Rows:
     """
 
     def __init__(self) -> None:
-        self.q: list[F64] = []
-        self.y: list[F64] = []
+        self.q: list[F32] = []
+        self.y: list[F32] = []
         self.share = 1.0
 
     def add(self, shape: tuple[int, ...], q: Array, y: Array) -> None:
@@ -38,10 +38,10 @@ class Rows:
         self.share = len(range(0, length, stride)) / length
         for row in range(min(count, MAX_ROWS - len(self.q))):
             part = slice(row * length, (row + 1) * length, stride)
-            kept_q, kept_y = q[part].astype(np.float64), y[part].astype(np.float64)
+            kept_q, kept_y = q[part].astype(np.float32), y[part].astype(np.float32)
             usable = np.isfinite(kept_q) & np.isfinite(kept_y)
-            self.q.append(np.where(usable, kept_q, 0.0))
-            self.y.append(np.where(usable, kept_y, 0.0))
+            self.q.append(np.where(usable, kept_q, np.float32(0)))
+            self.y.append(np.where(usable, kept_y, np.float32(0)))
 
 
 class RangeEnd:

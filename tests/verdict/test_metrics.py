@@ -113,7 +113,7 @@ def test_one_huge_element_leaves_the_others_sums_alone():
 
 
 def test_variance_survives_a_large_mean():
-    q, y, f, r = data((1, 4, 50_000))
+    q = data((1, 4, 50_000))[0]
     moved = q + np.float32(30_000)
     assert evidence((moved, moved, moved, moved)).sums.variance == pytest.approx(moved.astype(float).var(), rel=1e-3)
 

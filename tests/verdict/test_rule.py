@@ -140,13 +140,10 @@ def test_a_healthy_run_that_was_measured_passes(path):
 
 @pytest.mark.parametrize("path", TRIPLES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("sample", range(6))
-def test_a_single_input_of_a_healthy_run_that_was_measured_passes(path, sample):
-    run = triple(path)
-    one = slice(sample, sample + 1)
-    assert (
-        Outputs(run.f[one], run.q[one], run.r[one], run.y[one], run.step, run.precision, run.bounded).judge().failures
-        == ()
-    )
+def test_a_single_input_of_a_healthy_run_is_never_blamed_on_the_backend(path, sample):
+    run, one = triple(path), slice(sample, sample + 1)
+    single = replace(run, f=run.f[one], q=run.q[one], r=run.r[one], y=run.y[one])
+    assert failed_tests(single.judge()) <= {"quantization"}  # of one input, weak calibration may have lost everything
 
 
 @pytest.mark.parametrize("path", TRIPLES, ids=lambda path: path.stem)
@@ -181,3 +178,15 @@ def test_a_poor_quantization_carries_a_warning():
     verdict = replace(healthy, q=healthy.f + noise, r=healthy.f + noise, y=healthy.f + noise).judge()
     assert verdict.ok
     assert any("poor" in w for w in verdict.warnings)
+
+
+def test_outputs_too_large_to_keep_whole_are_still_recognised_as_exchanged():
+    healthy = quantized_outputs(shape=(1, 4, 160, 160))
+    assert "samples" in failed_tests(healthy.with_y(np.roll(healthy.y, 1, axis=0)).judge())
+
+
+def test_sparse_outputs_too_large_to_keep_whole_arent_called_exchanged():
+    healthy = quantized_outputs(shape=(1, 100, 700))
+    mask = np.arange(700) == 350
+    f, q, r, y = (np.where(mask, a, a * np.float32(1e-3)) for a in (healthy.f, healthy.q, healthy.r, healthy.y))
+    assert replace(healthy, f=f, q=q, r=r, y=y).judge().failures == ()

@@ -161,7 +161,7 @@ def test_matching_infinities_pass_with_a_warning():
 def test_integer_outputs_must_equal_the_reference():
     classes = np.array([3, 1, 4, 1, 5])
     assert verdict(classes, classes, exact=True).ok
-    assert not verdict(classes, classes + [0, 0, 0, 0, 1], exact=True).ok
+    assert not verdict(classes, np.array([3, 1, 4, 1, 6]), exact=True).ok
 
 
 def test_integers_beyond_float32s_digits_are_compared_exactly():
@@ -171,9 +171,9 @@ def test_integers_beyond_float32s_digits_are_compared_exactly():
 
 def test_the_backend_may_change_as_many_integers_as_quantizing_does():
     q = np.arange(10)
-    f = q + [1, 1, *[0] * 8]
-    assert verdict(q, q + [0] * 8 + [1, 1], f, exact=True).ok
-    assert not verdict(q, q + [0] * 7 + [1, 1, 1], f, exact=True).ok
+    f = np.where(q < 2, -1, q)
+    assert verdict(q, np.where(q >= 8, -1, q), f, exact=True).ok
+    assert not verdict(q, np.where(q >= 7, -1, q), f, exact=True).ok
 
 
 def test_integers_that_quantizing_changes_everywhere_leave_nothing_to_compare():

@@ -1,0 +1,12 @@
+"""Run all benchmarks, or those named: ``python -m benchmarks isolation metrics plugin``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+NAMES = ("metrics", "isolation", "plugin")
+
+for name in sys.argv[1:] or NAMES:
+    print(f"== {name}")
+    import_module(f"benchmarks.{name}").main()
