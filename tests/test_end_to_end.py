@@ -116,7 +116,7 @@ def test_a_failure_reads_in_one_screen(pytester: pytest.Pytester, project: Proje
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "E *AccuracyError: conv.qdq.onnx on htp (SM8550, simulator): 1 of 1 outputs fail over 4 samples",
+            "E *AccuracyError: conv.qdq.onnx on htp (SM8550, simulator): 1 of 1 outputs fail over 4 samples, blame: *",
             "E * output 'y', step 0.0*, limits: marker (steps=0.5)",
             "E * steps: the largest |y-q| is * steps (limit 0.5)",
             "E * worst element: sample * [[]0, *[]]: float *, QDQ *, htp * (* steps)",

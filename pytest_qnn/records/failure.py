@@ -33,7 +33,9 @@ def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record)
     """Which output, which limit, by how much, the worst element, who is to blame, how to see it again."""
     failed = verdict.failed
     samples = f"{verdict.samples} sample{'s' if verdict.samples > 1 else ''}"
-    lines = [f"{session.subject}: {len(failed)} of {len(verdict.outputs)} outputs fail over {samples}"]
+    lines = [
+        f"{session.subject}: {len(failed)} of {len(verdict.outputs)} outputs fail over {samples}, blame: {verdict.blame}"
+    ]
     for output in failed[:SHOWN_OUTPUTS]:
         lines += _output_lines(session, output)
     if len(failed) > SHOWN_OUTPUTS:
