@@ -102,7 +102,7 @@ def transfer(bench: Bench, folder: Path) -> tuple[float, float]:
     for model, sample in ((top, np.ones(n, np.float32)), (out, np.ones(1, np.float32))):
         from pytest_qnn.runners.ort import CPU, LoadedModel, LoadRequest
 
-        loaded = LoadedModel(bench.pool, LoadRequest(str(model), "", "reference", CPU), model.name, bench.limits)
+        loaded = LoadedModel(bench.pool, LoadRequest(str(model), (), "reference", CPU), model.name, bench.limits)
         spent = []
         for _ in range(12):
             start = time.perf_counter()

@@ -98,7 +98,7 @@ class Backend:
         subject = f"{asked.path.name} on {self.name} ({plan.soc.name + ', ' if plan.soc else ''}{plan.target})"
         request = LoadRequest(
             model=str(wrapper or executed.path),
-            digest=manifest.binary_sha256 if manifest else executed.digest,
+            files=manifest.files(wrapper) if manifest and wrapper else executed.files,
             process=plan.process,
             provider=QNN,
             provider_options=plan.provider_options,
@@ -158,7 +158,7 @@ class Backend:
                 made = Path(work, "model.onnx")
                 request = LoadRequest(
                     model=str(source.path),
-                    digest=source.digest,
+                    files=source.files,
                     process=plan.process,
                     provider=QNN,
                     provider_options=plan.provider_options,

@@ -57,7 +57,7 @@ class Bench:
         self.target = open_target(settings)
         self.pool = ProcessPool()
         self.limits = Limits(settings.load_timeout, settings.run_timeout, settings.memory_limit_mb)
-        self._loaded: OrderedDict[LoadRequest, LoadedModel] = OrderedDict()
+        self._loaded: OrderedDict[tuple[LoadRequest, str, Limits], LoadedModel] = OrderedDict()
         self.references = ReferenceRunner(
             self.load_shared,
             ArrayCache(settings.cache_dir or default_cache_folder(), settings.cache_limit_mb),
@@ -91,10 +91,11 @@ class Bench:
 
     def load_shared(self, request: LoadRequest, subject: str, limits: Limits) -> LoadedModel:
         """A loaded model for ``request``: the one that is there, or a new one."""
-        loaded = self._loaded.pop(request, None)
+        key = (request, subject, limits)
+        loaded = self._loaded.pop(key, None)
         if loaded is None:
             loaded = LoadedModel(self.pool, request, subject, limits)
-        self._loaded[request] = loaded
+        self._loaded[key] = loaded
         while len(self._loaded) > KEPT_MODELS:
             self._loaded.popitem(last=False)[1].close()
         return loaded

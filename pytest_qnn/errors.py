@@ -46,6 +46,13 @@ class ExecutionError(TargetError):
     """The runtime reported an error while it executed a model."""
 
 
+def bench_fault(error: BaseException) -> TargetError | None:
+    """The TargetError that ``error`` is, or that it carries as an exception group."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((fault for inner in error.exceptions if (fault := bench_fault(inner))), None)
+    return error if isinstance(error, TargetError) else None
+
+
 # --- what was asked for -----------------------------------------------------------------------------------------------
 
 

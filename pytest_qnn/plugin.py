@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_qnn import markers
-from pytest_qnn.errors import OptionError, TargetError
+from pytest_qnn.errors import OptionError, bench_fault
 from pytest_qnn.fixtures import (
     bench_key,
     close_bench,
@@ -158,7 +158,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if call.excinfo is not None and _is_bench_fault(call.excinfo.value):
+    if call.excinfo is not None and bench_fault(call.excinfo.value) is not None:
         # an error, not a failure, whatever phase it came from; and no xfail may turn it into a pass
         report.outcome = "failed"
         report.when = "setup" if report.when == "call" else report.when
@@ -170,12 +170,6 @@ def pytest_runtest_makereport(
 
         attach_records(item, call, report)
     return report
-
-
-def _is_bench_fault(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return any(_is_bench_fault(inner) for inner in error.exceptions)
-    return isinstance(error, TargetError)
 
 
 # --- reporting --------------------------------------------------------------------------------------------------------

@@ -94,12 +94,6 @@ def crashes_while_compiling(path: Path) -> Path:
     return save(path, nodes, inputs, {"y": [1, 15, 9, 2]}, types=types)
 
 
-def crashes_while_running(path: Path) -> Path:
-    """AveragePool with SAME_UPPER: the QNN runtime takes it and dies of SIGSEGV when it runs."""
-    node = helper.make_node("AveragePool", ["x"], ["y"], name="pool", kernel_shape=[2, 2], auto_pad="SAME_UPPER")
-    return save(path, [node], {"x": [1, 3, 8, 8]}, {"y": [1, 3, 8, 8]})
-
-
 def compiles_for_long(path: Path, length: int = 20_000) -> Path:
     """A chain of so many nodes that HTP takes most of a minute to compile it."""
     return unary(path, *(["Relu", "Sigmoid"] * (length // 2)), shape=(1, 64))

@@ -16,6 +16,7 @@ from pytest_qnn import (
     BackendUnavailableError,
     CompileError,
     ExecutionError,
+    ModelError,
     OptionError,
     PlacementError,
     assert_fully_offloaded,
@@ -60,7 +61,7 @@ def test_a_failing_run_is_not_repeated_on_the_cpu(bench: Bench, htp: Backend, mo
     plan = htp._plan({})
     request = LoadRequest(
         model=str(models / "conv.qdq.onnx"),
-        digest="",
+        files=(),
         process="htp with graph splitting",
         provider="QNNExecutionProvider",
         # makes every run of this runtime release fail, which is what this test needs; our own options refuse it
@@ -336,3 +337,57 @@ def test_the_model_of_this_file_is_what_onnx_says(models: Path) -> None:
     """Guards the tests above: they prove something only while the model is quantised."""
     operators = {n.op_type for n in onnx.load(str(models / "conv.qdq.onnx")).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= operators
+
+
+# --- models that change, share a name, or have poor names -----------------------------------------------------------------
+
+
+def test_a_model_that_is_rewritten_after_loading_is_noticed(htp: Backend, models: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(models / "conv.onnx", tmp_path / "m.onnx"))
+    session = htp.load(file)
+    run = session.run(seeded_inputs(session, 2))
+    small_models.unary(file, "Relu", shape=(1, 3, 16, 16))
+    with pytest.raises(ModelError, match=r"m.onnx changed on disk since the model was first read"):
+        assert_matches_reference(run)
+    fresh = htp.load(file)
+    assert fresh.executed.digest != session.executed.digest
+    assert fresh.run(seeded_inputs(fresh, 1)).output().shape == (1, 1, 3, 16, 16)
+
+
+def test_models_of_one_name_in_two_folders_are_two_models(htp: Backend, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    relu = htp.load(small_models.unary(tmp_path / "a" / "m.onnx", "Relu"))
+    neg = htp.load(small_models.unary(tmp_path / "b" / "m.onnx", "Neg"))
+    x = {"x": np.ones((1, 16), np.float32)}
+    assert relu.run(x).output().min() > 0
+    assert neg.run(x).output().max() < 0
+
+
+def test_inner_quantizers_without_names_are_not_taken_for_graph_edges(htp: Backend, tmp_path: Path) -> None:
+    scale, zero = np.array(0.01, np.float32), np.array(128, np.uint8)
+    nodes, last = [], "x"
+    for i, op in enumerate(["QuantizeLinear", "DequantizeLinear", "Erf", "QuantizeLinear", "DequantizeLinear"]):
+        name = "y" if i == 4 else f"t{i}"
+        nodes.append(helper.make_node(op, [last, *(["s", "z"] if op != "Erf" else [])], [name]))
+        last = name
+    file = small_models.save(tmp_path / "m.onnx", nodes, {"x": [1, 16]}, {"y": [1, 16]}, {"s": scale, "z": zero})
+    with pytest.raises(PlacementError, match="Erf"):
+        assert_fully_offloaded(htp.load(file))
+
+
+def test_threads_that_share_a_session_get_their_own_results(htp: Backend, tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    session = htp.load(small_models.unary(tmp_path / "m.onnx", "Neg", shape=(1, 1024)))
+    inputs = [np.full((1, 1024), i, np.float32) for i in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        outputs = list(threads.map(lambda x: session.run(x).output(), inputs))
+    assert all(np.allclose(y, -x, rtol=1e-3) for x, y in zip(inputs, outputs, strict=True))
+
+
+def test_limits_of_one_session_are_not_those_of_another(htp: Backend, models: Path) -> None:
+    patient = htp.load(models / "conv.onnx")
+    hasty = htp.load(models / "conv.onnx", run_timeout=1)
+    assert patient._loaded.limits.run_seconds == 120
+    assert hasty._loaded.limits.run_seconds == 1

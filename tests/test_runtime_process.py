@@ -54,8 +54,9 @@ def test_a_crash_is_an_error_of_that_test_and_the_next_one_gets_a_fresh_process(
     pytester: pytest.Pytester, project: Project
 ) -> None:
     small_models.crashes_while_compiling(pytester.path / "stft.onnx")
-    small_models.crashes_while_running(pytester.path / "pool.onnx")
+    small_models.runs_for_long(pytester.path / "relu.onnx")
     text = """
+import os, signal, threading, psutil
 @pytest.fixture(scope="module")
 def classifier(qnn_backend):
     return qnn_backend.load("conv.qdq.onnx", float_model="conv.onnx")
@@ -68,8 +69,10 @@ def test_good_between(classifier, qnn_inputs):
     assert classifier.loads == 2
 @pytest.mark.xfail(reason="an infrastructure error must not hide behind this")
 def test_crash_in_run(qnn_backend, qnn_inputs):
-    pool = qnn_backend.load("pool.onnx")
-    pool.run(qnn_inputs(pool))
+    relu = qnn_backend.load("relu.onnx")
+    pid = qnn_backend.bench.pool.get(relu.plan.process).pid
+    threading.Timer(1, os.kill, (pid, signal.SIGSEGV)).start()
+    relu.run(qnn_inputs(relu, count=1))
 def test_good_after(qnn_backend, qnn_inputs):
     session = qnn_backend.load("conv.onnx")
     assert_matches_reference(session.run(qnn_inputs(session)))
@@ -81,7 +84,7 @@ def test_good_after(qnn_backend, qnn_inputs):
             "E *RuntimeCrashError: stft.onnx on htp (SM8650, simulator): the runtime process was killed by signal 11 "
             "(SIGSEGV) during load. The next test gets a fresh process.",
             "E *Last log lines:*",
-            "E *RuntimeCrashError: pool.onnx on htp (SM8650, simulator): *signal 11 (SIGSEGV) during run.*",
+            "E *RuntimeCrashError: relu.onnx on htp (SM8650, simulator): *signal 11 (SIGSEGV) during run.*",
             "2 infrastructure errors: nothing was judged there",
         ]
     )
@@ -96,9 +99,8 @@ def test_a_session_survives_the_crash_of_another(htp: Backend, models: Path, tmp
     good = htp.load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
     x = seeded_inputs(good, 2)
     before = good.run(x).output()
-    bad = htp.load(small_models.crashes_while_running(tmp_path / "pool.onnx"))
-    with pytest.raises(RuntimeCrashError, match=r"pool.onnx on htp .* killed by signal 11 \(SIGSEGV\) during run"):
-        bad.run(seeded_inputs(bad, 1))
+    with pytest.raises(RuntimeCrashError, match=r"stft.onnx on htp .* killed by signal 11 \(SIGSEGV\) during load"):
+        htp.load(small_models.crashes_while_compiling(tmp_path / "stft.onnx"))
     assert np.array_equal(good.run(x).output(), before)
     assert good.provenance["loads"] == good.loads >= 2
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +44,11 @@ class Manifest:
     soc: str
     options: dict[str, str]
     onnxruntime_qnn: str
+
+    def files(self, wrapper: Path) -> tuple[tuple[str, str], ...]:
+        """Path and SHA-256 of the wrapper and of the binary beside it."""
+        binary = wrapper.parent / Path(self.binary).name
+        return (str(wrapper), self.wrapper_sha256), (str(binary), self.binary_sha256)
 
 
 def manifest_file(wrapper: Path) -> Path:
@@ -99,9 +103,9 @@ def store(made: Path, output: Path, model: Model, plan: Plan) -> Path:
     with suppress(FileNotFoundError):
         wrapper.unlink()
     os.replace(source, binary)
-    with tempfile.NamedTemporaryFile("w", dir=output, suffix=".part", delete=False) as f:
-        json.dump(asdict(manifest), f, indent=1)
-    os.replace(f.name, manifest_file(wrapper))
+    draft = made.with_suffix(".json")
+    draft.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    os.replace(draft, manifest_file(wrapper))
     os.replace(made, wrapper)
     return wrapper
 
@@ -127,8 +131,8 @@ def check_artifact(wrapper: Path, model: Model, plan: Plan) -> Manifest:
         raise ArtifactError(f"{manifest_file(wrapper)}: not a manifest ({error}): {again}") from error
     if manifest.format != FORMAT:
         raise ArtifactError(f"{manifest_file(wrapper)}: format {manifest.format}, this release reads {FORMAT}: {again}")
-    binary = wrapper.parent / Path(manifest.binary).name
-    for file, digest in ((wrapper, manifest.wrapper_sha256), (binary, manifest.binary_sha256)):
+    for name, digest in manifest.files(wrapper):
+        file = Path(name)
         if not file.is_file():
             raise ArtifactError(f"{wrapper}: {file.name} is missing: {again}")
         if file_digest(file) != digest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Model:
         node_count: nodes of the main graph.
         context: whether it is a wrapper around a QNN context binary (EPContext nodes).
         bounded_outputs: outputs that come from a sigmoid, softmax or tanh.
+        files: path and SHA-256 of the file and of each external data file.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Model:
     node_count: int
     context: bool
     bounded_outputs: frozenset[str] = frozenset()
+    files: tuple[tuple[str, str], ...] = ()
 
     @property
     def precision(self) -> str:
@@ -86,9 +88,11 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
             )
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ModelError(f"{file}: dimensions: {name!r} must be a whole number of at least 1, got {size!r}")
+    files = tuple((str(f), file_digest(f)) for f in (file, *_external_files(proto, file)))
     return Model(
         path=file,
-        digest=_digest(file, _external_files(proto, file)),
+        digest=_digest(files),
+        files=files,
         inputs=tuple(_spec(v, dims, encodings.of_input(v.name), file) for v in graph_inputs),
         outputs=tuple(_spec(v, dims, encodings.of_output(v.name), file) for v in graph.output),
         dimensions=tuple(sorted(dims.items())),
@@ -174,6 +178,14 @@ def _external_files(proto: Any, file: Path) -> list[Path]:
     return list(files)
 
 
+def _digest(files: Sequence[tuple[str, str]]) -> str:
+    """One digest of all files: the model's own where there is no other."""
+    if len(files) == 1:
+        return files[0][1]
+    parts = [files[0][1], *(f"{Path(name).name}:{digest}" for name, digest in files[1:])]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 _digests: dict[tuple[str, int, int, int], str] = {}
 
 
@@ -187,11 +199,12 @@ def file_digest(file: Path) -> str:
     return _digests[key]
 
 
-def _digest(file: Path, external: list[Path]) -> str:
-    if not external:
-        return file_digest(file)
-    parts = [file_digest(file), *(f"{f.name}:{file_digest(f)}" for f in external)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def is_unchanged(path: str, digest: str) -> bool:
+    """Whether a file still has the SHA-256 that it had."""
+    try:
+        return file_digest(Path(path)) == digest
+    except OSError:
+        return False
 
 
 def _spec(value: Any, dimensions: Mapping[str, int], encoding: Encoding | None, file: Path) -> TensorSpec:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_qnn.bench import Bench, CurrentTest
-from pytest_qnn.errors import TargetError
+from pytest_qnn.errors import bench_fault
 from pytest_qnn.fixtures import bench_key
 from pytest_qnn.records.record import Record
 
@@ -43,13 +43,14 @@ def attach_records(item: pytest.Item, call: pytest.CallInfo[None], report: pytes
     item.user_properties.extend(properties)
     report.user_properties.extend(properties)  # made before we came
     report.qnn_records = fresh  # type: ignore[attr-defined]
-    if call.excinfo is not None and isinstance(call.excinfo.value, TargetError):
+    fault = bench_fault(call.excinfo.value) if call.excinfo is not None else None
+    if fault is not None:
         error = {
             "test": item.nodeid,
             "worker": test.worker or None,
             "phase": call.when,
-            "type": type(call.excinfo.value).__name__,
-            "message": str(call.excinfo.value),
+            "type": type(fault).__name__,
+            "message": str(fault),
         }
         report.qnn_errors = [error]  # type: ignore[attr-defined]
     report.qnn_ran, test.ran = sorted(set(test.ran)), []  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from pytest_qnn.errors import (
     TargetError,
     TargetMemoryError,
 )
+from pytest_qnn.model.onnx_file import is_unchanged
 from pytest_qnn.runners.process import Limits, ProcessPool, RuntimeProcess
 from pytest_qnn.runners.shared_tensors import Array
 
@@ -29,7 +31,8 @@ class LoadRequest:
     """Everything that decides what a loaded model is: equal requests may share one.
 
     Attributes:
-        model: path of the ONNX file; ``digest`` is its content.
+        model: path of the ONNX file.
+        files: paths and SHA-256 of everything that is read: the model, external data, a context binary.
         process: which runtime process may host it.
         provider: execution provider, with ``provider_options``.
         level: onnxruntime's graph optimisation level, e.g. "ORT_ENABLE_ALL".
@@ -37,7 +40,7 @@ class LoadRequest:
     """
 
     model: str
-    digest: str
+    files: tuple[tuple[str, str], ...]
     process: str
     provider: str
     provider_options: tuple[tuple[str, str], ...] = ()
@@ -79,6 +82,7 @@ class LoadedModel:
         self.pool, self.request, self.subject, self.limits = pool, request, subject, limits
         self._session = next(_session_ids)
         self._process: RuntimeProcess | None = None
+        self._loading = threading.Lock()
         self.loads = 0
         self.info = self._load()
 
@@ -101,6 +105,15 @@ class LoadedModel:
         )
         if not answer["ok"]:
             raise _load_error(self.subject, answer, r.provider)
+        changed = [path for path, digest in r.files if not is_unchanged(path, digest)]
+        if changed:
+            process.request(
+                "close", self.subject, self.limits.run_seconds, self.limits.memory_mib, session=self._session
+            )
+            raise ModelError(
+                f"{self.subject}: {', '.join(changed)} changed on disk since the model was first read: load it again, and "
+                "don't rewrite models while they are tested"
+            )
         self._process = process
         self.loads += 1
         return LoadInfo(
@@ -112,10 +125,11 @@ class LoadedModel:
         )
 
     def _live(self) -> RuntimeProcess:
-        if self._process is None or not self._process.alive:
-            self._load()
-        assert self._process is not None
-        return self._process
+        with self._loading:
+            if self._process is None or not self._process.alive:
+                self._load()
+            assert self._process is not None
+            return self._process
 
     def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
         """One inference: the outputs by name, and the seconds it took inside the runtime process.
@@ -253,14 +267,14 @@ def read_placement(
         model_nodes: names of all nodes of the model; nodes that aren't among them were made by onnxruntime's optimiser.
         log: the runtime's log of the load, searched for reasons.
     """
-    edge_names, known = set(edge_nodes), set(model_nodes)
+    known, edge_names = set(model_nodes), {name for name in edge_nodes if name}  # nodes may have no names
     rows = list(assignment)
     off_backend = [(name, op) for ep, name, op in rows if ep != QNN]
     only_quantizers = all(op in ("QuantizeLinear", "DequantizeLinear") for _, op in off_backend)
     nodes, edges, misplaced, placed = {}, [], [], 0
     reasons = refusal_reasons(log)
     for index, (ep, name, op) in enumerate(rows):
-        key = name or f"{op}#{index}"
+        key = name if name and name not in nodes else f"{name or op}#{index}"
         nodes[key] = backend if ep == QNN else "CPU"
         if ep == QNN:
             placed += 1

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_qnn.model.onnx_file import file_digest
 from pytest_qnn.model.probe import PROBE_INPUT, one_node_model
 from pytest_qnn.runners.ort import QNN, LoadedModel, LoadRequest
 
@@ -29,7 +28,7 @@ def probe_precision(bench: Bench, plan: Plan) -> str:
     with one_node_model("Neg") as file:
         request = LoadRequest(
             model=str(file),
-            digest=file_digest(file),
+            files=(),
             process=plan.process,
             provider=QNN,
             provider_options=plan.provider_options,

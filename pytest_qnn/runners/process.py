@@ -53,7 +53,7 @@ class RuntimeProcess:
     def __init__(self, name: str) -> None:
         self.name = name
         self.owner = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._ids = itertools.count(1)
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._log_grew = threading.Condition()
@@ -133,10 +133,11 @@ class RuntimeProcess:
         **fields: Any,
     ) -> tuple[dict[str, Any], dict[str, Array]]:
         """A request that takes tensors and may bring some back (copied out of the shared memory)."""
-        layout = self.inputs.write(inputs)
-        answer = self.request(op, subject, timeout, memory_mib, inputs=layout, **fields)
-        views = self.outputs.views(answer["outputs"]) if answer.get("outputs") else {}
-        return answer, {name: view.copy() for name, view in views.items()}
+        with self._lock:  # the arenas are one call's at a time
+            layout = self.inputs.write(inputs)
+            answer = self.request(op, subject, timeout, memory_mib, inputs=layout, **fields)
+            views = self.outputs.views(answer["outputs"]) if answer.get("outputs") else {}
+            return answer, {name: view.copy() for name, view in views.items()}
 
     def _wait(self, op: str, subject: str, timeout: float, memory_mib: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
@@ -233,17 +234,19 @@ class ProcessPool:
     def __init__(self) -> None:
         self._processes: dict[str, RuntimeProcess] = {}
         self._owner = os.getpid()
+        self._lock = threading.Lock()
 
     def get(self, key: str) -> RuntimeProcess:
         """The live process for ``key``."""
         if self._owner != os.getpid():  # after a fork the parent's processes must not be talked to
-            self._processes, self._owner = {}, os.getpid()
-        process = self._processes.get(key)
-        if process is None or not process.alive:
-            if process is not None:
-                process.kill()
-            process = self._processes[key] = RuntimeProcess(key)
-        return process
+            self._processes, self._owner, self._lock = {}, os.getpid(), threading.Lock()
+        with self._lock:
+            process = self._processes.get(key)
+            if process is None or not process.alive:
+                if process is not None:
+                    process.kill()
+                process = self._processes[key] = RuntimeProcess(key)
+            return process
 
     def close(self) -> None:
         """End all processes."""

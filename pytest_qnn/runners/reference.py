@@ -58,7 +58,7 @@ class ReferenceRunner:
         def compute() -> dict[str, Array]:
             request = LoadRequest(
                 model=str(model.path),
-                digest=model.digest,
+                files=model.files,
                 process="reference",
                 provider=CPU,
                 dimensions=model.dimensions,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,10 @@ class Arena:
     @classmethod
     def create(cls, name: str) -> Arena:
         """A new, empty arena."""
-        return cls(os.memfd_create(name, os.MFD_CLOEXEC))
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create(name, os.MFD_CLOEXEC))
+        with tempfile.TemporaryFile(prefix=name) as file:  # not Linux: a file that has lost its name already
+            return cls(os.dup(file.fileno()))
 
     def reserve(self, size: int) -> mmap.mmap:
         """The memory, at least ``size`` bytes long, grown if need be."""

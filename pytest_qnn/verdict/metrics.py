@@ -299,7 +299,7 @@ class Evidence:
         """Totals of f, g = q - f and y - f."""
         s, f, n, dot = self.sums, block.f, e.size, np.dot
         if f is None:
-            s.far = max(s.far, _magnitude(e))
+            s.far = s.max_e
             return
         g, ones = np.subtract(block.q, f, out=work.b[:n]), work.ones[:n]
         s.f2 += float(dot(f, f))
