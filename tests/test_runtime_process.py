@@ -70,9 +70,10 @@ def test_good_between(classifier, qnn_inputs):
 @pytest.mark.xfail(reason="an infrastructure error must not hide behind this")
 def test_crash_in_run(qnn_backend, qnn_inputs):
     relu = qnn_backend.load("relu.onnx")
+    inputs = qnn_inputs(relu, count=1)
     pid = qnn_backend.bench.pool.get(relu.plan.process).pid
-    threading.Timer(1, os.kill, (pid, signal.SIGSEGV)).start()
-    relu.run(qnn_inputs(relu, count=1))
+    threading.Timer(2, os.kill, (pid, signal.SIGSEGV)).start()
+    relu.run(inputs)
 def test_good_after(qnn_backend, qnn_inputs):
     session = qnn_backend.load("conv.onnx")
     assert_matches_reference(session.run(qnn_inputs(session)))
