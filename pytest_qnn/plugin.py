@@ -211,6 +211,7 @@ class Reporting:
 
             lines = summary_lines(self.collector)
             if lines:
+                terminalreporter.ensure_newline()
                 terminalreporter.section("QNN")
                 for line in lines:
                     terminalreporter.write_line(line)

@@ -29,6 +29,13 @@ def needs_simulator() -> None:
         pytest.skip("onnxruntime-qnn is not installed (it is for x86-64 Linux only)")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped and not SKIPS_ALLOWED:
+        terminalreporter.write_line(f"ERROR: {len(skipped)} tests skipped in CI, where none may", red=True)
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED  # type: ignore[union-attr]
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``conv.onnx`` and ``conv.qdq.onnx`` (A8W8)."""
