@@ -1,11 +1,14 @@
 """How fast all metrics of an output are, against one numpy.testing.assert_allclose on the same arrays.
 
-Run: ``OPENBLAS_NUM_THREADS=1 python -m benchmarks.metrics``. Medians of interleaved repeats; memory by tracemalloc, which numpy
-reports its arrays to.
+Run: ``OPENBLAS_NUM_THREADS=1 python -m benchmarks.metrics``. Medians and minima of interleaved repeats (on a machine that
+others use too, the minima tell more); memory by tracemalloc, which numpy reports its arrays to. The metrics use one thread
+of their own: their calls are of some microseconds each, so several would mostly wait for Python's lock (measured with two
+threads on two cores: 0.7 to 1.2 times as fast).
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 import tracemalloc
@@ -38,6 +41,7 @@ def peak_mib(action: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print times, their ratio and memory for each shape."""
+    print(f"one thread; OPENBLAS_NUM_THREADS={os.environ.get('OPENBLAS_NUM_THREADS', 'unset')}")
     rng = np.random.default_rng(0)
     flat_q = rng.standard_normal(ELEMENTS, dtype=np.float32)
     flat_y = flat_q + np.float32(0.01) * rng.standard_normal(ELEMENTS, dtype=np.float32)
@@ -52,10 +56,12 @@ def main() -> None:
 
         metrics(), allclose()
         pairs = [(seconds(metrics), seconds(allclose)) for _ in range(REPEATS)]
-        ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+        ours, theirs = ([1e3 * value for value in times] for times in zip(*pairs, strict=True))
+        median, best = (pick(theirs) / pick(ours) for pick in (statistics.median, min))
         print(
-            f"{list(shape)}: metrics {1e3 * ours:.0f} ms, assert_allclose {1e3 * theirs:.0f} ms: {theirs / ours:.2f} times "
-            f"as fast; memory {peak_mib(metrics):.1f} MiB, assert_allclose {peak_mib(allclose):.0f} MiB"
+            f"{list(shape)}: metrics {statistics.median(ours):.0f} ms (best {min(ours):.0f}), assert_allclose "
+            f"{statistics.median(theirs):.0f} ms (best {min(theirs):.0f}): {median:.2f} times as fast (best by best "
+            f"{best:.2f}); memory {peak_mib(metrics):.1f} MiB, assert_allclose {peak_mib(allclose):.0f} MiB"
         )
 
 

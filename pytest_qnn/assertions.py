@@ -47,10 +47,13 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
     """
     __tracebackhide__ = True
     if not isinstance(run, Run):
-        raise UsageError(f"assert_matches_reference takes what session.run(...) returned, got {type(run).__name__}")
+        hint = ": pass the run itself, not its outputs" if isinstance(run, dict | list | np.ndarray) else ""
+        raise UsageError(
+            f"assert_matches_reference takes what session.run(...) returned, got {type(run).__name__}{hint}"
+        )
     session = run.session
-    cases = [_case(session, spec, tolerance) for spec in session.outputs]
     _check_names(tolerance, session)
+    cases = [_case(session, spec, tolerance) for spec in session.outputs]
     if blocking := _not_allowed(session):
         _placement_failure(session, blocking)
     quantized = session.executed.quantized
@@ -76,6 +79,7 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
         verdict.blame,
         reason,
         samples=len(run.samples),
+        synthetic_inputs=run.synthetic,
         reference={
             "runtime": "onnxruntime CPU",
             "version": session.bench.versions["onnxruntime"],
@@ -127,6 +131,8 @@ def assert_latency(measurement: Measurement, budget: LatencyBudget | None = None
         raise UsageError(f"assert_latency takes what session.measure(...) returned, got {type(measurement).__name__}")
     session, stats = measurement.session, measurement.stats
     settings = session.bench.settings
+    if budget is not None and not isinstance(budget, LatencyBudget):
+        raise UsageError(f"budget must be a LatencyBudget such as LatencyBudget(p95_ms=6), got {budget!r}")
     budget = budget or session.bench.latency_budget(session) or measurement.budget
     if budget is None:
         raise UsageError(
@@ -162,6 +168,8 @@ def _case(session: Session, spec: TensorSpec, argument: Tolerances | None) -> Ou
     tolerance, source = _limits(session, spec.name, argument)
     executed = session.executed
     exact = spec.encoding is None and not spec.dtype.startswith(("float", "bfloat"))
+    nominal = next((o.encoding.step for o in session.model.outputs if o.name == spec.name and o.encoding), None)
+    _check_applies(session, spec, tolerance, nominal)
     return OutputCase(
         name=spec.name,
         evidence=Evidence(
@@ -172,7 +180,20 @@ def _case(session: Session, spec: TensorSpec, argument: Tolerances | None) -> Ou
         exact=exact,
         tolerance=tolerance,
         limits_from=source,
+        nominal_step=nominal,
     )
+
+
+def _check_applies(session: Session, spec: TensorSpec, tolerance: Tolerance | None, step: float | None) -> None:
+    """A limit that can't apply to an output is the test's mistake, not the model's."""
+    if tolerance is None:
+        return
+    what = f"{session.subject}: tolerance: output {spec.name!r}"
+    if tolerance.steps is not None and step is None:
+        raise OptionError(f"{what} isn't quantised, so it has no steps: give absolute, relative or sqnr_db instead")
+    classes = spec.shape[-1] if spec.shape else 1
+    if tolerance.top_k is not None and isinstance(classes, int) and classes <= tolerance.top_k:
+        raise OptionError(f"{what} has {classes} classes (its last axis), so top_k={tolerance.top_k:g} says nothing")
 
 
 def _limits(session: Session, output: str, argument: Tolerances | None) -> tuple[Tolerance | None, str]:
@@ -203,6 +224,11 @@ def _check_names(argument: Tolerances | None, session: Session) -> None:
     for mark in session.bench.test.tolerance_marks:
         if mark.get("output") not in (None, *known):
             raise OptionError(f"tolerance mark: {unknown_name('output', mark['output'], known)}")
+    name = session.model.path.name
+    for rule in session.bench.settings.tolerances:
+        fits = [output for output in known if rule.matches(name, output, session.backend)]
+        if rule.matches(name, None, session.backend) and not fits:
+            raise OptionError(f"[[tool.pytest_qnn.tolerance]]: {unknown_name('output', rule.output, known)} in {name}")
 
 
 # --- references -------------------------------------------------------------------------------------------------------

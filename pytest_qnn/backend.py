@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.artifacts.context import check_artifact, compile_settings, store
 from pytest_qnn.errors import ArtifactError, ModelError, OptionError, PlacementError, UsageError
@@ -19,6 +19,7 @@ from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.runners.ort import QNN, LoadedModel, LoadRequest, Placement, read_placement
 from pytest_qnn.runners.process import Limits
 from pytest_qnn.session import Artifact, Session
+from pytest_qnn.settings import unknown_name
 from pytest_qnn.targets.target import Plan
 
 if TYPE_CHECKING:
@@ -83,19 +84,15 @@ class Backend:
         """
         plan = self._plan(options)
         limits = self._limits(load_timeout, run_timeout)
-        asked = _usable(read_model(model, dimensions))
-        original = None
-        if float_model is not None:
-            original = _usable(read_model(float_model, _shared_dimensions(float_model, dimensions)))
-            _check_twins(asked, original)
+        asked, original = self._models(model, float_model, dimensions)
         executed, notes = self._executed(plan, asked, original)
         wrapper, manifest = None, None
         if artifact is not None:
-            wrapper = Path(artifact).expanduser().absolute()
+            wrapper = self.bench.locate(artifact)
             if plan.backend != "htp":
                 raise UsageError(f"artifact={wrapper.name}: context binaries are for htp, this is {plan.backend}")
             manifest = check_artifact(wrapper, executed, plan)
-        subject = f"{asked.path.name} on {self.name} ({plan.soc.name + ', ' if plan.soc else ''}{plan.target})"
+        subject = f"{asked.path.name} on {self.name} ({plan.place})"
         request = LoadRequest(
             model=str(wrapper or executed.path),
             files=manifest.files(wrapper) if manifest and wrapper else executed.files,
@@ -124,7 +121,7 @@ class Backend:
                 if manifest
                 else Artifact("compiled in memory", self._digest(executed, plan))
             ),
-            allow_cpu=allow_cpu if isinstance(allow_cpu, bool) else frozenset(allow_cpu),
+            allow_cpu=_allowed(allow_cpu, placement, load_proto(executed.path)),
             notes=notes,
         )
 
@@ -150,7 +147,7 @@ class Backend:
         plan = self._plan(options)
         if plan.backend != "htp":
             raise UsageError(f"context binaries are for htp, not for {plan.backend}")
-        source = _usable(read_model(model, dimensions))
+        source = _usable(read_model(self.bench.locate(model), dimensions))
         folder = Path(output).expanduser().absolute()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +162,7 @@ class Backend:
                     dimensions=source.dimensions,
                     config=compile_settings(made),
                 )
-                subject = f"{source.path.name} on {self.name} ({plan.soc.name if plan.soc else '-'}, {plan.target})"
+                subject = f"{source.path.name} on {self.name} ({plan.place})"
                 LoadedModel(self.bench.pool, request, subject, self._limits(load_timeout, None)).close()
                 if not made.is_file():
                     raise ArtifactError(f"{subject}: the runtime made no context: none of the nodes run on {self.name}")
@@ -186,6 +183,31 @@ class Backend:
             default.memory_mib,
         )
 
+    def _models(
+        self, model: FilePath, float_model: FilePath | None, dimensions: Mapping[str, int] | None
+    ) -> tuple[Model, Model | None]:
+        """The model and its float original, with the same sizes given to their dynamic dimensions.
+
+        The float original's are taken from the model where it has them fixed: models are often fixed while quantising.
+        """
+        file = self.bench.locate(model)
+        if float_model is None:
+            return _usable(read_model(file, dimensions)), None
+        float_file = self.bench.locate(float_model)
+        free = open_dimensions(read_model(float_file)), open_dimensions(read_model(file))
+        given = dict(dimensions or {})
+        asked = _usable(read_model(file, {n: s for n, s in given.items() if n in free[1] or n not in free[0]}))
+        original = read_model(float_file)
+        if original.quantized:
+            raise ModelError(
+                f"float_model {original.path.name} is itself quantised ({original.precision}): pass the float original that "
+                f"{asked.path.name} was quantised from"
+                + ("" if asked.quantized else f"; it looks as if {asked.path.name} were that, and the two exchanged")
+            )
+        _check_twins(asked, original)
+        sizes = {n: s for n, s in given.items() if n in free[0]}
+        return asked, read_model(float_file, {**_sizes_of(original, asked), **sizes})
+
     def _executed(self, plan: Plan, asked: Model, original: Model | None) -> tuple[Model, tuple[str, ...]]:
         """The model that really runs, and what a record must say of that."""
         if not (plan.float_only and asked.quantized):
@@ -197,7 +219,7 @@ class Backend:
                 f"leave {self.name!r} out"
             )
         note = f"QNN {self.name} computes in float only: the float model ran in place of the QDQ model"
-        return original, (note,)
+        return _usable(original), (note,)
 
     def _digest(self, model: Model, plan: Plan) -> str:
         versions = {**self.bench.versions, **plan.versions}
@@ -233,13 +255,34 @@ def _seconds(name: str, value: float | None, default: float) -> float:
     return float(value)
 
 
-def _shared_dimensions(file: FilePath, dimensions: Mapping[str, int] | None) -> dict[str, int]:
-    """Those of ``dimensions`` that the float original has too: quantising may have fixed or renamed some."""
-    if not dimensions:
-        return {}
-    model = read_model(file)
-    open_ones = {name for spec in model.inputs + model.outputs for name in spec.unbound}
-    return {name: size for name, size in dimensions.items() if name in open_ones}
+def open_dimensions(model: Model) -> set[str]:
+    """Names of a model's dynamic dimensions."""
+    return {name for spec in model.inputs + model.outputs for name in spec.unbound}
+
+
+def _sizes_of(original: Model, asked: Model) -> dict[str, int]:
+    """Sizes that ``asked`` has where its float original has named dynamic dimensions."""
+    fixed = {spec.name: spec.shape for spec in asked.inputs + asked.outputs}
+    return {
+        name: size
+        for spec in original.inputs + original.outputs
+        for name, size in zip(spec.shape, fixed.get(spec.name, ()), strict=False)
+        if isinstance(name, str) and not name.startswith("?") and isinstance(size, int)
+    }
+
+
+def _allowed(allow_cpu: bool | Iterable[str], placement: Placement, proto: Any) -> bool | frozenset[str]:
+    if isinstance(allow_cpu, bool):
+        return allow_cpu
+    if isinstance(allow_cpu, str):
+        raise OptionError(
+            f"allow_cpu takes True or a list of operators or node names, got {allow_cpu!r}: put it in a list"
+        )
+    known = {n.op_type for n in proto.graph.node} | {n.name for n in proto.graph.node if n.name} | set(placement.nodes)
+    for name in allow_cpu:
+        if name not in known:
+            raise OptionError(f"allow_cpu: {unknown_name('operator or node', name, known)[:300]}")
+    return frozenset(allow_cpu)
 
 
 def _nothing_placed(subject: str, backend: str, placement: Placement, log: Iterable[str]) -> str:

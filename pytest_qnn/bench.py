@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.artifacts.array_cache import ArrayCache
 from pytest_qnn.backend import Backend
-from pytest_qnn.errors import BackendUnavailableError
+from pytest_qnn.errors import BackendUnavailableError, ModelError
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.onnx_file import read_model
 from pytest_qnn.runners.ort import LoadedModel, LoadRequest
@@ -126,7 +126,24 @@ class Bench:
         Raises:
             ModelError: the model can't be used.
         """
-        return Reference(self.references, read_model(model, dimensions))
+        return Reference(self.references, read_model(self.locate(model), dimensions))
+
+    def locate(self, path: str | os.PathLike[str]) -> Path:
+        """A model file: a relative path starts at the current folder, else at pytest's root folder.
+
+        Raises:
+            ModelError: it is in neither.
+        """
+        if not isinstance(path, str | os.PathLike):
+            raise ModelError(f"expected the path of a model file, got {type(path).__name__}")
+        file = Path(path).expanduser()
+        if file.is_absolute():
+            return file
+        for folder in (Path.cwd(), self.root):
+            if (folder / file).exists():
+                return folder / file
+        folders = dict.fromkeys([str(Path.cwd()), str(self.root)])
+        raise ModelError(f"{file}: there is no such file in {' or '.join(folders)}. Check the path")
 
     def note_run(self, session: Session) -> None:
         """Remember that the running test used a backend, so that a test that judges nothing can be named."""

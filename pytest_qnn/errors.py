@@ -107,3 +107,7 @@ class PlacementError(VerdictError):
     """Nodes did not run on the backend that was asked for."""
 
     verdict: Placement | None
+
+
+for _error in [value for value in globals().values() if isinstance(value, type) and issubclass(value, Exception)]:
+    _error.__module__ = "pytest_qnn"  # where users import them from; pytest's summaries have little room

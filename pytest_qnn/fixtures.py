@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,14 @@ def onnx_reference(request: pytest.FixtureRequest) -> Callable[..., Reference]:
 
 
 @pytest.fixture(scope="session")
-def qnn_inputs() -> Callable[..., list[dict[str, Any]]]:
+def qnn_inputs(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
     """``qnn_inputs(model, count=4, seed=0, dimensions=None)``: seeded inputs of the model's shapes, types and encodings."""
     from pytest_qnn.model.inputs import seeded_inputs
 
-    return seeded_inputs
+    bench = open_bench(request.config)
+
+    def make(model: Any, *arguments: Any, **named: Any) -> list[Any]:
+        known = hasattr(model, "inputs") or not isinstance(model, str | os.PathLike)
+        return seeded_inputs(model if known else bench.locate(model), *arguments, **named)
+
+    return make

@@ -102,6 +102,8 @@ def backend_requests(definition: Any, defaults: Iterable[str]) -> list[BackendRe
     general: dict[str, object] = {}
     for level in _from_near_to_far(definition, "backend"):
         for mark in level:
+            if not mark.args and not mark.kwargs:
+                raise OptionError("backend needs names such as 'htp', or options")
             if mark.args:
                 if not all(isinstance(name, str) for name in mark.args):
                     raise OptionError(f"backend takes names such as 'htp', got {mark.args!r}")
@@ -158,6 +160,20 @@ def request_ids(requests: list[BackendRequest]) -> list[str]:
         ]
         ids.append("-".join(parts))
     return ids
+
+
+def check_names(definition: Any) -> None:
+    """Refuse marks that look like a misspelt one of ours: pytest itself would ignore them.
+
+    Raises:
+        OptionError: such a mark.
+    """
+    import difflib
+
+    registered = {line.partition("(")[0].partition(":")[0].strip() for line in definition.config.getini("markers")}
+    for mark in definition.iter_markers():
+        if mark.name not in registered and (close := difflib.get_close_matches(mark.name, NAMES, 1, cutoff=0.8)):
+            raise OptionError(f"unknown mark {mark.name!r}: did you mean {close[0]!r}?")
 
 
 def check_value_marks(definition: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_qnn import markers
-from pytest_qnn.errors import OptionError, bench_fault
+from pytest_qnn.errors import OptionError, QnnError, bench_fault
 from pytest_qnn.fixtures import (
     bench_key,
     close_bench,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["onnx_reference", "qnn_backend", "qnn_inputs", "qnn_target"]
 
+OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
 settings_key = pytest.StashKey[Settings]()
 mistakes_key = pytest.StashKey[list[str]]()
 
@@ -85,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
         try:
             check_writable(project_settings(config).json)
         except OSError as error:
-            raise pytest.UsageError(f"--qnn-json: {error}") from error
+            raise pytest.UsageError(f"--qnn-json: {error.filename}: {error.strerror}") from error
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -101,6 +103,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not uses and not any(mark.name in markers.NAMES for mark in definition.iter_markers()):
         return
     try:
+        markers.check_names(definition)
         requests = markers.backend_requests(definition, project_settings(metafunc.config).backends)
         markers.check_value_marks(definition)
         if not uses and any(mark.name == "backend" for mark in definition.own_markers):
@@ -157,11 +160,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    if call.excinfo is not None:
+        show_the_users_frames(call.excinfo)
     report = yield
     if call.excinfo is not None and bench_fault(call.excinfo.value) is not None:
         # an error, not a failure, whatever phase it came from; and no xfail may turn it into a pass
         report.outcome = "failed"
-        report.when = "setup" if report.when == "call" else report.when
+        report.qnn_bench_fault = True  # type: ignore[attr-defined]
         if hasattr(report, "wasxfail"):
             del report.wasxfail
             report.longrepr = item.repr_failure(call.excinfo)
@@ -170,6 +175,17 @@ def pytest_runtest_makereport(
 
         attach_records(item, call, report)
     return report
+
+
+def show_the_users_frames(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Our errors say what happened: the traceback needs the lines of the test, not those of this package."""
+    if not isinstance(excinfo.value, QnnError):
+        return
+    own = os.path.dirname(__file__)
+    theirs = excinfo.traceback.filter(lambda entry: not str(entry.path).startswith(own))
+    if theirs:
+        excinfo.traceback = theirs
+    excinfo.value.__cause__, excinfo.value.__suppress_context__ = None, True
 
 
 # --- reporting --------------------------------------------------------------------------------------------------------
@@ -191,7 +207,19 @@ class Reporting:
         if self.mistakes:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
+        self._collect(report)
+        if report.when != "call" or not getattr(report, "qnn_bench_fault", False):
+            return (yield)
+        # whoever counts errors and failures (the terminal, JUnit XML and others) tells them apart by the phase
+        report.when = "setup"
+        try:
+            return (yield)
+        finally:
+            report.when = "call"
+
+    def _collect(self, report: pytest.TestReport) -> None:
         if not hasattr(report, "qnn_records"):
             return
         from pytest_qnn.records import json_file
@@ -203,29 +231,25 @@ class Reporting:
         if fresh and file:
             json_file.append(file, fresh)
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
         for line in mistake_lines(list(dict.fromkeys(self.mistakes))):
             terminalreporter.write_line(f"ERROR: {line}", red=True)
         if self.collector is not None:
-            from pytest_qnn.records.terminal import summary_lines
+            from pytest_qnn.records.terminal import write_summary
 
-            lines = summary_lines(self.collector)
-            if lines:
-                terminalreporter.ensure_newline()
-                terminalreporter.section("QNN")
-                for line in lines:
-                    terminalreporter.write_line(line)
+            write_summary(terminalreporter, self.collector)
         if file := self.config.getoption("qnn_json"):
-            self._write_json(terminalreporter, str(file))
+            self._write_json(terminalreporter, str(file), exitstatus)
 
-    def _write_json(self, terminalreporter: pytest.TerminalReporter, name: str) -> None:
+    def _write_json(self, terminalreporter: pytest.TerminalReporter, name: str, exitstatus: int) -> None:
         from pytest_qnn.records import json_file
         from pytest_qnn.records.collector import Collector
 
         file = project_settings(self.config).json
         assert file is not None
         try:
-            json_file.write(file, self.collector or Collector())
+            outcomes = {name: len(reports) for name, reports in terminalreporter.stats.items() if name in OUTCOMES}
+            json_file.write(file, self.collector or Collector(), int(exitstatus), outcomes)
         except OSError as error:
             terminalreporter.write_line(
                 f"ERROR: --qnn-json {name} could not be written ({error.strerror}); the records are in "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_qnn.errors import ExecutionError, InputError
+from pytest_qnn.model.inputs import SeededSample, check_inputs
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.runners.ort import LoadedModel, Placement
 from pytest_qnn.runners.profile import Profile, profile
-from pytest_qnn.runners.shared_tensors import DTYPES, Array
+from pytest_qnn.runners.shared_tensors import Array
+from pytest_qnn.settings import unknown_name
 from pytest_qnn.targets.target import Plan
 from pytest_qnn.verdict.latency import (
     LatencyBudget,
@@ -57,6 +58,7 @@ class Run:
         results: outputs of each inference, in the same order.
         batch: whether ``outputs`` and ``inputs`` are lists.
         seconds: time of each inference inside the runtime process.
+        synthetic: whether all inputs came from ``qnn_inputs``.
     """
 
     session: Session
@@ -64,6 +66,10 @@ class Run:
     results: tuple[dict[str, Array], ...]
     batch: bool
     seconds: tuple[float, ...]
+    synthetic: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Run of {len(self.samples)} samples on {self.session!r}>"
 
     @property
     def outputs(self) -> dict[str, Array] | list[dict[str, Array]]:
@@ -91,7 +97,7 @@ class Run:
             raise KeyError(f"name one of the outputs: {names}")
         chosen = name if name is not None else names[0]
         if chosen not in names:
-            raise KeyError(f"no output {chosen!r}; there are {names}")
+            raise KeyError(unknown_name("output", chosen, names))
         arrays = [r[chosen] for r in self.results]
         return np.stack(arrays) if self.batch else arrays[0]
 
@@ -105,6 +111,13 @@ class Measurement:
     not_a_device: str
     provenance: dict[str, Any] = field(repr=False)
     budget: LatencyBudget | None = None
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        return (
+            f"<Measurement of {self.session!r}: {stats.samples} samples, p50 {stats.p50_ms.value:.3f} ms, "
+            f"p95 {stats.p95_ms.value:.3f} ms>"
+        )
 
     @property
     def simulated(self) -> bool:
@@ -233,9 +246,9 @@ class Session:
             InputError: names, shapes, dtypes or values don't fit.
             TargetError: the runtime died, hung, ran out of memory or reported an error.
         """
-        if isinstance(inputs, Mapping | np.ndarray):
-            return self._run([inputs], batch=False, allow_non_finite=allow_non_finite)
-        return self.run_many(inputs, allow_non_finite=allow_non_finite)
+        if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
+            return self.run_many(inputs, allow_non_finite=allow_non_finite)
+        return self._run([inputs], batch=False, allow_non_finite=allow_non_finite)
 
     def run_many(self, samples: Sequence[Inputs], *, allow_non_finite: bool = False) -> Run:
         """Run one inference for each element of ``samples``; see :meth:`run`."""
@@ -246,8 +259,12 @@ class Session:
 
     def _run(self, samples: list[Inputs], batch: bool, allow_non_finite: bool) -> Run:
         checked = [
-            self._check(sample, allow_non_finite, f" (sample {i})" if batch else "") for i, sample in enumerate(samples)
+            self._check(sample, allow_non_finite, f" (sample {i} of the list)" if batch else "")
+            for i, sample in enumerate(samples)
         ]
+        synthetic = all(isinstance(sample, SeededSample) for sample in samples)
+        # copies: a caller who reuses its arrays must not change what the reference is fed with later
+        checked = [{name: array.copy() for name, array in sample.items()} for sample in checked]
         results, seconds = [], []
         for sample in checked:
             outputs, spent = self._loaded.run(sample)
@@ -257,28 +274,10 @@ class Session:
             results.append(outputs)
             seconds.append(spent)
         self.bench.note_run(self)
-        return Run(self, tuple(checked), tuple(results), batch, tuple(seconds))
+        return Run(self, tuple(checked), tuple(results), batch, tuple(seconds), synthetic)
 
     def _check(self, sample: object, allow_non_finite: bool, where: str) -> dict[str, Array]:
-        wanted = {spec.name: spec for spec in self.inputs}
-        subject = f"{self.subject}{where}"
-        if isinstance(sample, np.ndarray):
-            if len(wanted) != 1:
-                raise InputError(f"{subject}: the model has inputs {list(wanted)}: pass a dict of arrays")
-            sample = {next(iter(wanted)): sample}
-        if not isinstance(sample, Mapping):
-            raise InputError(f"{subject}: expected a dict of arrays, got {type(sample).__name__}")
-        from pytest_qnn.settings import unknown_name
-
-        for name in sample:
-            if name not in wanted:
-                raise InputError(f"{subject}: {unknown_name('input', name, wanted)}")
-        checked = {}
-        for name, spec in wanted.items():
-            if name not in sample:
-                raise InputError(f"{subject}: input {spec.describe()} is missing")
-            checked[name] = _check_array(subject, spec, sample[name], allow_non_finite)
-        return checked
+        return check_inputs(f"{self.subject}{where}", self.inputs, sample, allow_non_finite)
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 
@@ -314,7 +313,7 @@ class Session:
                 f"{self.subject}: measure needs 1 <= min_samples <= max_samples, warmup >= 0, max_seconds > 0 and "
                 "relative_width > 0"
             )
-        if not isinstance(inputs, Mapping | np.ndarray):
+        if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
             if not len(inputs):
                 raise InputError(f"{self.subject}: no samples: the list of inputs is empty")
             inputs = inputs[0]
@@ -353,41 +352,3 @@ class Session:
 
 def _decided(stats: LatencyStats, budget: LatencyBudget | None) -> bool:
     return budget is None or judge_latency(stats, budget).outcome is not Outcome.UNDECIDED
-
-
-def _check_array(subject: str, spec: TensorSpec, value: object, allow_non_finite: bool) -> Array:
-    if not isinstance(value, np.ndarray | np.generic):
-        raise InputError(f"{subject}: input {spec.describe()}: expected a numpy array, got {type(value).__name__}")
-    array = np.asarray(value)
-    if spec.dtype not in DTYPES:
-        raise InputError(f"{subject}: input {spec.describe()}: arrays of type {spec.dtype} can't be handed over")
-    if array.dtype.name != spec.dtype:
-        raise InputError(
-            f"{subject}: input {spec.describe()} got dtype {array.dtype}: convert it with .astype(np.{spec.dtype})"
-        )
-    if array.shape != spec.shape:
-        hint = ""
-        if len(array.shape) == len(spec.shape) == 4 and _layout_swapped(array.shape, spec.shape):
-            hint = ": it looks like the other of NCHW and NHWC, transpose it"
-        elif array.shape == spec.shape[1:]:
-            hint = ": the batch axis is missing, add it with [np.newaxis]"
-        elif array.shape[1:] == spec.shape[1:] and array.shape[0] == 0:
-            hint = ": the batch is empty"
-        raise InputError(f"{subject}: input {spec.describe()} got shape {list(array.shape)}{hint}")
-    if array.size == 0:
-        raise InputError(f"{subject}: input {spec.describe()} is empty")
-    if array.dtype.kind == "f" and not allow_non_finite:
-        finite = np.isfinite(array)
-        if not finite.all():
-            bad = int(finite.size - np.count_nonzero(finite))
-            first = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
-            raise InputError(
-                f"{subject}: input {spec.name!r} has {bad} NaN or infinite elements, the first at {list(first)}. QNN "
-                "turns such values into finite ones; pass allow_non_finite=True to run it all the same"
-            )
-    return array
-
-
-def _layout_swapped(got: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
-    n, a, b, c = got
-    return wanted in ((n, c, a, b), (n, b, c, a)) and math.prod(got) != 0

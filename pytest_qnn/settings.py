@@ -23,7 +23,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     import difflib
 
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
+    lower = {other.lower(): other for other in reversed(known)}
+    close = [lower[c] for c in difflib.get_close_matches(str(name).lower(), lower, n=1)]
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}"
 
@@ -199,12 +200,15 @@ def read_project_table(folder: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise OptionError(f"{file} can't be read: {error}") from error
-    if "pytest_qnn" not in text:
+    if "pytest_qnn" not in text and "pytest-qnn" not in text:
         return {}
     try:
-        table = tomllib.loads(text).get("tool", {}).get("pytest_qnn", {})
+        tools = tomllib.loads(text).get("tool", {})
     except tomllib.TOMLDecodeError as error:
         raise OptionError(f"{file} is not valid TOML: {error}") from error
+    if "pytest-qnn" in tools:
+        raise OptionError(f"{file}: [tool.pytest-qnn] is not read: write [tool.pytest_qnn], with an underscore")
+    table = tools.get("pytest_qnn", {})
     if not isinstance(table, dict):
         raise OptionError(f"{file}: [tool.pytest_qnn] must be a table, got {table!r}")
     return table
@@ -213,7 +217,8 @@ def read_project_table(folder: Path) -> dict[str, Any]:
 def project_keys(folder: Path) -> bool:
     """Whether ``folder/pyproject.toml`` may have a table of ours: a cheap look, without parsing."""
     try:
-        return b"tool.pytest_qnn" in (folder / "pyproject.toml").read_bytes()
+        text = (folder / "pyproject.toml").read_bytes()
+        return b"tool.pytest_qnn" in text or b"tool.pytest-qnn" in text
     except OSError:
         return False
 

@@ -78,12 +78,15 @@ def cpu(bench: Bench, cpu_library: Path) -> Backend:
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, models: Path) -> Callable[..., pytest.RunResult]:
+def project(
+    pytester: pytest.Pytester, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
     """Run a project whose test file has the given text: ``project(text, "-n2", ...)``.
 
     The folder has the models; the reference cache is the test's own.
     """
     needs_simulator()
+    monkeypatch.setenv("COLUMNS", "200")
     for model in models.glob("*.onnx"):
         shutil.copy(model, pytester.path)
 

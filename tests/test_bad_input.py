@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_qnn import InputError, ModelError, OptionError, UsageError, assert_matches_reference
+from pytest_qnn import InputError, ModelError, OptionError, Tolerance, UsageError, assert_matches_reference
 from pytest_qnn.backend import Backend
 from pytest_qnn.bench import Bench
 from pytest_qnn.model.inputs import seeded_inputs
@@ -164,7 +164,7 @@ GOOD = np.zeros((1, 3, 16, 16), np.float32)
 WITH_NAN = GOOD.copy()
 WITH_NAN[0, 1, 2, 3] = np.nan
 INPUTS: dict[str, tuple[Any, str]] = {
-    "unknown name": ({"x": GOOD, "X": GOOD}, "unknown input 'X'. Known: x"),
+    "unknown name": ({"x": GOOD, "X": GOOD}, "unknown input 'X'. Did you mean 'x'"),
     "missing name": ({}, r"input x: float32\[1, 3, 16, 16\] is missing"),
     "wrong rank": ({"x": GOOD[0]}, r"got shape \[3, 16, 16\]: the batch axis is missing"),
     "other layout": ({"x": GOOD.transpose(0, 2, 3, 1)}, "got shape .*the other of NCHW and NHWC"),
@@ -176,8 +176,8 @@ INPUTS: dict[str, tuple[Any, str]] = {
     "NaN": ({"x": WITH_NAN}, r"input 'x' has 1 NaN or infinite elements, the first at \[0, 1, 2, 3\]"),
     "infinity": ({"x": np.full_like(GOOD, np.inf)}, "has 768 NaN or infinite elements"),
     "no samples": ([], "no samples"),
-    "not a dict": ([3], r"\(sample 0\): expected a dict of arrays, got int"),
-    "second sample": ([{"x": GOOD}, {"x": GOOD[0]}], r"\(sample 1\): input x"),
+    "not a dict": ([3], r"\(sample 0 of the list\): expected a dict of arrays, got int"),
+    "second sample": ([{"x": GOOD}, {"x": GOOD[0]}], r"\(sample 1 of the list\): input x"),
     "a text": ("x", "expected a dict of arrays, got str"),
 }
 
@@ -258,3 +258,86 @@ def test_the_reference_of_a_broken_model_is_an_error_too(bench: Bench, tmp_path:
     with_dangling_node(file, tmp_path)
     with pytest.raises(ModelError, match="nowhere"):
         bench.reference(file).run({"x": np.zeros((1, 4), np.float32)})
+
+
+# --- twins of other kinds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same file", "another quantised file"])
+def test_a_quantized_float_model_is_refused(htp: Backend, models: Path, tmp_path: Path, same: bool) -> None:
+    other = models / "conv.qdq.onnx"
+    if not same:
+        other = small_models.quantized(models / "conv.onnx", tmp_path / "other.onnx")
+    with pytest.raises(ModelError, match=r"is itself quantised \(A8W8\): pass the float original"):
+        htp.load(models / "conv.qdq.onnx", float_model=other)
+
+
+def test_exchanged_models_are_noticed(htp: Backend, models: Path) -> None:
+    with pytest.raises(ModelError, match="it looks as if conv.onnx were that, and the two exchanged"):
+        htp.load(models / "conv.onnx", float_model=models / "conv.qdq.onnx")
+
+
+def test_a_float_model_may_have_dynamic_dimensions_where_the_quantized_one_has_none(
+    htp: Backend, cpu: Backend, models: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(str(models / "conv.onnx"))
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(proto, str(tmp_path / "dynamic.onnx"))
+    for backend in (htp, cpu):
+        for dimensions in (None, {"batch": 1}):
+            session = backend.load(
+                models / "conv.qdq.onnx", float_model=tmp_path / "dynamic.onnx", dimensions=dimensions
+            )
+            assert assert_matches_reference(session.run(seeded_inputs(session))).ok
+
+
+# --- limits that can't apply ------------------------------------------------------------------------------------------------------
+
+
+def test_steps_of_an_output_without_encoding_are_the_tests_mistake(htp: Backend, models: Path) -> None:
+    session = htp.load(models / "conv.onnx")
+    with pytest.raises(OptionError, match="output 'y' isn't quantised, so it has no steps"):
+        assert_matches_reference(session.run(seeded_inputs(session)), Tolerance(steps=2))
+
+
+def test_steps_hold_on_the_cpu_backend_too(cpu: Backend, models: Path) -> None:
+    """The float model runs there; a step is the quantised model's."""
+    session = cpu.load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
+    assert assert_matches_reference(session.run(seeded_inputs(session)), Tolerance(steps=1)).ok
+
+
+def test_more_classes_asked_for_than_there_are(session: Session) -> None:
+    with pytest.raises(OptionError, match=r"has 16 classes \(its last axis\), so top_k=16 says nothing"):
+        assert_matches_reference(session.run(seeded_inputs(session)), Tolerance(top_k=16))
+
+
+@pytest.mark.parametrize("tolerance", [0.1, {"y": 2}, "tight"])
+def test_a_tolerance_that_is_none(session: Session, tolerance: Any) -> None:
+    with pytest.raises(UsageError, match="must be a Tolerance"):
+        assert_matches_reference(session.run(GOOD), tolerance)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "message"),
+    [
+        ("Erf", r"takes True or a list of operators or node names, got 'Erf'"),
+        (["Erff"], "unknown operator or node 'Erff'"),
+    ],
+)
+def test_what_may_run_elsewhere_must_exist(htp: Backend, models: Path, allowed: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        htp.load(models / "conv.onnx", allow_cpu=allowed)
+
+
+def test_inputs_of_a_reference_are_checked_too(bench: Bench, models: Path) -> None:
+    with pytest.raises(InputError, match=r"conv.onnx on the onnxruntime reference: unknown input 'y'"):
+        bench.reference(models / "conv.onnx").run({"y": GOOD})
+
+
+def test_arrays_that_the_caller_reuses_do_not_change_what_is_judged(htp: Backend, models: Path) -> None:
+    session = htp.load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
+    buffer = seeded_inputs(session, 1)[0]["x"]
+    run = session.run(buffer)
+    buffer[:] = 0
+    assert assert_matches_reference(run).ok

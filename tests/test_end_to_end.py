@@ -54,10 +54,10 @@ def test_a_good_model_passes_on_both_backends(pytester: pytest.Pytester, project
         [
             "*::test_accuracy[[]htp[]] PASSED*",
             "*::test_accuracy[[]cpu[]] PASSED*",
-            "model *backend *SoC *worst output *SQNR dB *steps *blame *p95 ms *verdict *test",
-            "conv.qdq.onnx *htp[*] *SM8650 *A8W8 *y * pass *test_accuracy*",
-            "conv.qdq.onnx *htp[*] *SM8650 *A8W8 * not judged *test_latency*",
-            "conv.qdq.onnx *cpu * float32 *y * pass *test_accuracy*",
+            "model *backend *SoC *in *worst output *SQNR dB *steps *p95 ms *verdict *test",
+            "conv.qdq.onnx *htp[*]* SM8650 *A8W8 *y * pass *test_it.py::test_accuracy*",
+            "conv.qdq.onnx *htp[*]* SM8650 *A8W8 * not judged *test_latency*",
+            "conv.qdq.onnx *cpu~ * float32 *y * pass *test_it.py::test_accuracy*",
             "note: QNN cpu computes in float only: the float model ran in place of the QDQ model",
         ],
         consecutive=False,
@@ -91,7 +91,7 @@ def test_xdist_workers_leave_the_same_records(pytester: pytest.Pytester, project
     project(GOOD, f"--qnn-cpu-library={cpu_library}", "--qnn-json=plain.json").assert_outcomes(passed=3)
     result = project("", f"--qnn-cpu-library={cpu_library}", "--qnn-json=two.json", "-n2", "--junitxml=two.xml")
     result.assert_outcomes(passed=3)
-    result.stdout.fnmatch_lines(["conv.qdq.onnx *htp[*] *SM8650 *pass *"])
+    result.stdout.fnmatch_lines(["conv.qdq.onnx *htp[*]* SM8650 *pass *"])
 
     def essence(name: str) -> list[tuple[object, ...]]:
         rows = []
@@ -116,12 +116,12 @@ def test_a_failure_reads_in_one_screen(pytester: pytest.Pytester, project: Proje
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "E *AccuracyError: conv.qdq.onnx on htp (SM8550, simulator): 1 of 1 outputs fail over 4 samples, blame: *",
+            "E *AccuracyError: limit to blame: conv.qdq.onnx on htp (SM8550, simulator): 1 of 1 outputs fail, 4 samples",
             "E * output 'y', step 0.0*, limits: marker (steps=0.5)",
             "E * steps: the largest |y-q| is * steps (limit 0.5)",
             "E * worst element: sample * [[]0, *[]]: float *, QDQ *, htp * (* steps)",
             "E * SQNR: QDQ against float * dB, htp against float * dB, htp against QDQ * dB",
-            "E * blame: the *",
+            "E * blame: the limit that was set: *",
             "E * reference: onnxruntime * CPU, ORT_DISABLE_ALL, checked against ORT_ENABLE_ALL; float: conv.onnx",
             "E * again: python -m pytest 'test_it.py::test_tight[[]htp[]]' --qnn-soc=SM8650",
         ]
@@ -154,6 +154,18 @@ class TestMarked:
 """
     )
     project(text).assert_outcomes(passed=5)
+
+
+def test_a_tolerance_for_an_output_that_the_model_lacks_is_not_ignored(
+    pytester: pytest.Pytester, project: Project
+) -> None:
+    pytester.makepyprojecttoml('[[tool.pytest_qnn.tolerance]]\nmodel = "conv*"\noutput = "yy"\nsteps = 3\n')
+    text = CLASSIFIER + (
+        "\ndef test_a(classifier, qnn_inputs):\n    assert_matches_reference(classifier.run(qnn_inputs(classifier)))\n"
+    )
+    result = project(text)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *OptionError: *tool.pytest_qnn.tolerance*unknown output 'yy'. Did you mean 'y'?*"])
 
 
 def test_a_broken_quantisation_is_caught_and_blamed_on_the_quantisation(
@@ -359,3 +371,51 @@ def test_every_output_and_input_is_told_with_its_encoding(htp: Backend, models: 
     assert [spec.describe() for spec in session.inputs] == ["x: float32[1, 3, 16, 16]"]
     assert session.outputs[0].encoding is not None
     assert session.outputs[0].encoding.dtype == "uint8"
+
+
+def test_synthetic_inputs_are_marked_and_real_ones_are_not(pytester: pytest.Pytester, project: Project) -> None:
+    text = CLASSIFIER + (
+        "\nimport numpy as np\n"
+        "def test_synthetic(classifier, qnn_inputs):\n    assert_matches_reference(classifier.run(qnn_inputs(classifier)))\n"
+        "def test_real(classifier):\n    x = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)\n"
+        "    assert_matches_reference(classifier.run([x]))\n"
+    )
+    result = project(text, "--qnn-json=out.json")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["~ on inputs of qnn_inputs, which can't show a wrong calibration"])
+    assert [r["synthetic_inputs"] for r in report(pytester)["records"]] == [True, False]
+
+
+def test_the_json_report_tells_an_interrupted_run_from_a_finished_one(
+    pytester: pytest.Pytester, project: Project
+) -> None:
+    project("def test_a(): ...\ndef test_b():\n    raise KeyboardInterrupt", "--qnn-json=out.json")
+    content = json.loads((pytester.path / "out.json").read_text())
+    assert content["run"] == {"exit_status": 2, "interrupted": True, "outcomes": {"passed": 1}}
+
+
+def test_a_mistake_of_the_test_is_told_without_the_plugins_own_code(project: Project) -> None:
+    text = (
+        CLASSIFIER
+        + "\ndef test_a(classifier):\n    classifier.run({'x': 1})\ndef test_b(qnn_backend):\n    qnn_backend.load('gone.onnx')"
+    )
+    result = project(text)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        ["E *InputError: *expected a numpy array, got int*", "E *ModelError: gone.onnx: there is no such*"]
+    )
+    assert len(result.outlines) < 90
+    result.stdout.no_fnmatch_line("*session.py*")
+
+
+def test_the_table_fits_a_narrow_terminal() -> None:
+    from pytest_qnn.records.terminal import COLUMNS, table_lines
+
+    row = dict.fromkeys(COLUMNS, "12345678") | {"verdict": "fail", "model": "m" * 50, "test": "t" * 70}
+    for width in (80, 100, 120):
+        lines = table_lines([row], width)
+        assert max(map(len, lines)) <= width
+        assert "verdict" in lines[0]
+        assert "blame" in lines[0]
+    assert all(column in table_lines([row], 250)[0] for column in COLUMNS)
+    assert "SoC" not in table_lines([row | {"SoC": ""}], 250)[0]

@@ -108,6 +108,10 @@ def test_k_selects_by_backend(pytester: pytest.Pytester) -> None:
 
 MISTAKES = {
     "unknown backend": ('@mark.backend("hpt")', "unknown backend 'hpt'. Did you mean 'htp'?"),
+    "misspelt mark": ("@mark.tolerence(steps=2)", "unknown mark 'tolerence': did you mean 'tolerance'?"),
+    "another misspelt mark": ('@mark.backends("htp")', "unknown mark 'backends': did you mean 'backend'?"),
+    "mark without anything": ("@mark.backend", "backend needs names such as 'htp', or options"),
+    "wrong case": ('@mark.backend("HTP")', "unknown backend 'HTP'. Did you mean 'htp'?"),
     "backend not a name": ("@mark.backend(3)", "backend takes names such as 'htp'"),
     "unknown option": ('@mark.backend("htp", vtcm_mbb=2)', "unknown option 'vtcm_mbb'. Did you mean 'vtcm_mb'?"),
     "bad value": ('@mark.backend("htp", htp_performance_mode="fast")', "option htp_performance_mode: unknown value"),

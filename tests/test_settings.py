@@ -57,6 +57,14 @@ def test_mistakes_name_the_layer_and_the_key(tmp_path: Path, table: str, message
         load_settings(project(tmp_path, table))
 
 
+def test_a_table_with_a_hyphen_is_not_ignored(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml("[tool.pytest-qnn]\nsoc = 'SM8550'\n")
+    pytester.makepyfile("def test_a(): ...")
+    result = pytester.runpytest_inprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*tool.pytest-qnn* is not read: write *tool.pytest_qnn*, with an underscore*"])
+
+
 def test_a_mistake_in_the_projects_table_stops_pytest_at_once(pytester: pytest.Pytester) -> None:
     pytester.makepyprojecttoml("[tool.pytest_qnn]\nsock = 'SM8550'\n")
     pytester.makepyfile("def test_a(): ...")

@@ -13,7 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from pytest_qnn.cli import write
 from pytest_qnn.errors import OptionError, QnnError
@@ -45,10 +47,10 @@ def run(chosen: argparse.Namespace) -> int:
         write(json.dumps({"ok": not missing, "required": required, "missing": missing, "checks": checks}, indent=1))
     else:
         marks = {True: "ok", False: "no", None: "-"}
-        rows = [(c["name"], marks[c["ok"]], c["detail"]) for c in checks]
-        columns = shutil.get_terminal_size((120, 24)).columns
-        for line in tabulate(rows, tablefmt="plain", maxcolwidths=[None, None, max(40, columns - 24)]).splitlines():
-            write(line.rstrip())
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+        for check in checks:
+            table.add_row(check["name"], marks[check["ok"]], Text(check["detail"]))
+        Console(width=shutil.get_terminal_size((120, 24)).columns, highlight=False).print(table)
         if missing:
             write(f"\nrequired, but doesn't work: {', '.join(missing)}")
     return 1 if missing else 0

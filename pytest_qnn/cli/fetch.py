@@ -23,12 +23,12 @@ def register(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Fetch; returns the exit code."""
-    from pytest_qnn.targets.qnn_cpu import WHEEL_VERSION, fetch_cpu_library
+    from pytest_qnn.targets.qnn_cpu import WHEEL_VERSION, fetch_cpu_library, is_fetched
 
     if sys.platform != "linux" or platform.machine() != "x86_64":
         write("pytest-qnn: nothing fetched: the QNN CPU library of the wheels is for x86-64 Linux")
         return 0 if chosen.quiet else 1
-    if not chosen.quiet:
+    if not chosen.quiet and (chosen.force or not is_fetched()):
         write(f"fetching QNN's CPU backend from onnxruntime-qnn {WHEEL_VERSION} (89 MiB, Qualcomm's licence applies)")
     library = fetch_cpu_library(force=chosen.force)
     if not chosen.quiet:

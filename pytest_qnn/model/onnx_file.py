@@ -76,6 +76,8 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
     graph = proto.graph
     if not graph.output:
         raise ModelError(f"{file}: the graph has no outputs: the file is truncated or not a model. Export it again")
+    if dimensions is not None and not isinstance(dimensions, Mapping):
+        raise ModelError(f"{file}: dimensions must be a dict such as {{'batch': 1}}, got {dimensions!r}")
     dims = dict(dimensions or {})
     constants = {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
     graph_inputs = [v for v in graph.input if v.name not in constants]
@@ -114,7 +116,7 @@ def load_proto(file: Path) -> Any:
     try:
         size = file.stat().st_size
     except OSError as error:
-        raise ModelError(f"{file}: the model can't be read: {error.strerror}. Check the path") from error
+        raise ModelError(f"{file}: the model can't be read: {error.strerror}. Check the path") from None
     if file.is_dir():
         raise ModelError(f"{file}: this is a folder; name the .onnx file in it")
     if size == 0:

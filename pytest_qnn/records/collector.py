@@ -12,7 +12,8 @@ from pytest_qnn.errors import bench_fault
 from pytest_qnn.fixtures import bench_key
 from pytest_qnn.records.record import Record
 
-REPEATED_OPTIONS = ("soc", "target", "cpu_library")  # of the command line: they decide results
+# of the command line: they decide results
+REPEATED_OPTIONS = ("soc", "target", "cpu_library", "strict_latency", "simulated_latency")
 
 
 def begin_test(item: pytest.Item, bench: Bench) -> None:
@@ -24,7 +25,11 @@ def begin_test(item: pytest.Item, bench: Bench) -> None:
         worker=worker,
         tolerance_marks=tuple(mark.kwargs for mark in item.iter_markers("tolerance")),
         budget_marks=tuple(mark.kwargs for mark in item.iter_markers("latency_budget")),
-        options=tuple(f"--qnn-{name.replace('_', '-')}={value}" for name, value in given.items() if value),
+        options=tuple(
+            f"--qnn-{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+            for name, value in given.items()
+            if value
+        ),
     )
 
 

@@ -24,6 +24,7 @@ BLAME = {
     "backend": "the backend: {backend} departs from the QDQ reference by more than rounding explains",
     "backend of a float model": "the backend: {backend} computed in {precision}, and departs from the float reference by "
     "more than that precision explains",
+    "limit": "the limit that was set: it is tighter than what quantising explains, and the derived rule would pass",
     "reference": "the reference: onnxruntime's own results differ between its optimisation levels as much as from "
     "{backend}; it can't decide this",
 }
@@ -34,7 +35,7 @@ def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record)
     failed = verdict.failed
     samples = f"{verdict.samples} sample{'s' if verdict.samples > 1 else ''}"
     lines = [
-        f"{session.subject}: {len(failed)} of {len(verdict.outputs)} outputs fail over {samples}, blame: {verdict.blame}"
+        f"{verdict.blame} to blame: {session.subject}: {len(failed)} of {len(verdict.outputs)} outputs fail, {samples}"
     ]
     for output in failed[:SHOWN_OUTPUTS]:
         lines += _output_lines(session, output)
@@ -52,6 +53,8 @@ def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record)
         f"  reference: onnxruntime {reference['version']} CPU, {reference['level']}, checked against "
         f"{reference['checked_against']}; float: {reference['float']}"
     )
+    if record["synthetic_inputs"]:
+        lines.append("  note: the inputs came from qnn_inputs; real data may fare better or worse")
     lines += [f"  note: {note}" for note in session.notes]
     return "\n".join(lines + _again(record))
 

@@ -33,7 +33,7 @@ def check_writable(file: Path | None) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.is_dir():
-        raise IsADirectoryError(21, "is a folder", str(file))
+        raise IsADirectoryError(21, "this is a folder, name a file", str(file))
     partial_file(file).write_text("", encoding="utf-8")
 
 
@@ -43,13 +43,18 @@ def append(file: Path, lines: list[dict[str, Any]]) -> None:
         f.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def write(file: Path, collector: Collector) -> None:
+def write(file: Path, collector: Collector, exit_status: int, outcomes: dict[str, int]) -> None:
     """Write the report in one piece.
+
+    Args:
+        exit_status: pytest's.
+        outcomes: number of tests by outcome.
 
     Raises:
         OSError: it can't be written; the partial file stays.
     """
-    report = {"schema": SCHEMA_VERSION, "records": collector.records, "errors": collector.errors}
+    run = {"exit_status": exit_status, "interrupted": exit_status == 2, "outcomes": outcomes}
+    report = {"schema": SCHEMA_VERSION, "run": run, "records": collector.records, "errors": collector.errors}
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

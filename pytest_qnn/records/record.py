@@ -8,6 +8,7 @@ import math
 import shlex
 import time
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,5 +78,5 @@ def repeat_command(bench: Bench) -> str:
     """The command that shows a result again, from pytest's root folder; empty outside of a test."""
     if not bench.test.nodeid:
         return ""
-    command = ["python", "-m", "pytest", bench.test.nodeid, *bench.test.options]
-    return shlex.join(command)
+    command = shlex.join(["python", "-m", "pytest", bench.test.nodeid, *bench.test.options])
+    return command if Path.cwd() == bench.root else f"cd {shlex.quote(str(bench.root))} && {command}"

@@ -2,55 +2,109 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from pytest_qnn.records.collector import worst_output
 
 if TYPE_CHECKING:
+    import pytest
+
     from pytest_qnn.records.collector import Collector
     from pytest_qnn.records.record import Record
 
 COLUMNS = ("model", "backend", "SoC", "in", "worst output", "SQNR dB", "steps", "blame", "p95 ms", "verdict", "test")
+FOLDED = ("model", "worst output", "test")  # too long ones continue on the next line
+LEAST_FOLDED = 16  # columns that these get in any case
+DISPENSABLE = (
+    "in",
+    "worst output",
+    "steps",
+    "p95 ms",
+    "SoC",
+)  # left out, in this order, where the terminal is too narrow
+WIDTH_OF_A_FILE = 180  # columns, where no terminal says how many there are
 _SEVERITY = ("fail", "undecided", "pass", "not judged")  # a pass says more than a latency that wasn't judged
+_STYLES = {"fail": "red", "undecided": "yellow", "pass": "green", "not judged": "yellow"}
 
 
-def summary_lines(collector: Collector) -> list[str]:
-    """The table and what must be said beside it."""
-    lines: list[str] = []
-    rows = _merge(collector.records)
+def write_summary(reporter: pytest.TerminalReporter, collector: Collector) -> None:
+    """Write the table and what must be said beside it, as wide and as colourful as the terminal allows."""
+    notes = summary_notes(collector)
+    rows = summary_rows(collector.records)
+    if not rows and not notes:
+        return
+    reporter.ensure_newline()
+    reporter.section("QNN")
     if rows:
-        lines += tabulate(rows, headers=COLUMNS, tablefmt="simple", disable_numparse=True).splitlines()
-    if any(r["provenance"]["simulated"] for r in collector.records):
-        lines.append("* computed by Qualcomm's HTP simulator; its times say nothing about a device")
-    notes = {note for r in collector.records for note in r["provenance"]["notes"]}
-    lines += [f"note: {note}" for note in sorted(notes)]
+        known = reporter.isatty or "COLUMNS" in os.environ
+        width = reporter._tw.fullwidth if known else WIDTH_OF_A_FILE
+        for line in table_lines(rows, width, color=reporter.hasmarkup):
+            reporter.write_line(line)
+    for note in notes:
+        reporter.write_line(note)
+
+
+def table_lines(rows: list[dict[str, str]], width: int, color: bool = False) -> list[str]:
+    """The table, at most ``width`` columns wide; columns without any entry are left out."""
+    used = [column for column in COLUMNS if any(row[column] for row in rows)]
+    least = {column: _least_width(column, rows) for column in used}
+    for column in DISPENSABLE:
+        if sum(least[c] + 2 for c in used) > width and column in used:
+            used.remove(column)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold" if color else "")
+    for column in used:
+        table.add_column(column, overflow="fold", no_wrap=column not in FOLDED, min_width=least[column])
+    for row in rows:
+        verdict = Text(row["verdict"], style=next(_STYLES[s] for s in _SEVERITY if row["verdict"].startswith(s)))
+        table.add_row(*(verdict if column == "verdict" else Text(row[column]) for column in used))
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=color, color_system="standard" if color else None)
+    console.print(table)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def _least_width(column: str, rows: list[dict[str, str]]) -> int:
+    natural = max(len(column), *(len(row[column]) for row in rows))
+    return min(natural, LEAST_FOLDED) if column in FOLDED else natural
+
+
+def summary_notes(collector: Collector) -> list[str]:
+    """What must be said beside the table."""
+    records = collector.records
+    notes: list[str] = []
+    if any(r["provenance"]["simulated"] for r in records):
+        notes.append("* computed by Qualcomm's HTP simulator; its times say nothing about a device")
+    if any(r.get("synthetic_inputs") for r in records):
+        notes.append("~ on inputs of qnn_inputs, which can't show a wrong calibration")
+    notes += sorted({f"note: {note}" for r in records for note in r["provenance"]["notes"]})
+    for record in records:
+        for output in record.get("outputs", []):
+            notes += [f"! {record['subject']}, output {output['name']!r}: {text}" for text in output["warnings"]]
     if collector.errors:
-        lines.append(f"{_count(len(collector.errors), 'infrastructure error')}: nothing was judged there")
-    lines += [f"never judged by pytest-qnn: {subject}" for subject in collector.unjudged]
-    return lines
+        number = len(collector.errors)
+        notes.append(f"{number} infrastructure error{'' if number == 1 else 's'}: nothing was judged there")
+    notes += [f"never judged by pytest-qnn: {subject}" for subject in collector.unjudged]
+    return list(dict.fromkeys(notes))
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _merge(records: list[Record]) -> list[list[str]]:
-    """One row per test and session: an accuracy, a placement and a latency record share it."""
+def summary_rows(records: list[Record]) -> list[dict[str, str]]:
+    """One row per test and session, failures first: an accuracy, a placement and a latency record share a row."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for record in records:
-        p = record["provenance"]
-        key = (record["test"], p["model"]["file"], p["backend"], str(p["soc"]))
         new = _row(record)
-        row = rows.setdefault(key, new)
+        row = rows.setdefault((record["test"], record["subject"]), new)
         for column, value in new.items():
-            if row[column] in ("", "-"):
-                row[column] = value
+            row[column] = row[column] or value
         if _rank(new["verdict"]) < _rank(row["verdict"]):
             row["verdict"], row["blame"] = new["verdict"], new["blame"]
-    return [[row[column] for column in COLUMNS] for row in rows.values()]
+    return sorted(rows.values(), key=lambda row: not row["verdict"].startswith("fail"))
 
 
 def _row(record: Record) -> dict[str, str]:
@@ -58,18 +112,19 @@ def _row(record: Record) -> dict[str, str]:
     worst = worst_output(record)
     metrics = worst["metrics"] if worst else {}
     latency = record.get("latency")
+    file, _, test = record["test"].partition("::")
     return {
         "model": PurePath(p["model"]["file"]).name,
-        "backend": p["backend"] + ("*" if p["simulated"] else ""),
-        "SoC": p["soc"] or "-",
+        "backend": p["backend"] + ("*" if p["simulated"] else "") + ("~" if record.get("synthetic_inputs") else ""),
+        "SoC": p["soc"] or "",
         "in": p["computed_in"],
-        "worst output": worst["name"] if worst else "-",
-        "SQNR dB": _number(metrics.get("sqnr_db"), ".1f") if worst else "-",
-        "steps": _number(metrics.get("max_steps"), ".1f") if worst else "-",
-        "blame": record["blame"] if record["blame"] != "none" else "-",
-        "p95 ms": _number(latency["p95_ms"]["value"], ".2f") if latency else "-",
+        "worst output": worst["name"] if worst else "",
+        "SQNR dB": _number(metrics.get("sqnr_db"), ".1f"),
+        "steps": _number(metrics.get("max_steps"), ".3g"),
+        "blame": record["blame"] if record["blame"] != "none" else "",
+        "p95 ms": _number(latency["p95_ms"]["value"], ".2f") if latency else "",
         "verdict": _verdict(record),
-        "test": record["test"].rpartition("::")[2],
+        "test": f"{PurePath(file).name}::{test}" if test else file,
     }
 
 
@@ -78,10 +133,12 @@ def _rank(verdict: str) -> int:
 
 
 def _verdict(record: Record) -> str:
-    """The verdict, and whether a failed one is what the test wanted."""
-    wanted = {"xfailed": " (xfail)", "passed": " (expected)"}.get(record["test_outcome"], "")
-    return str(record["verdict"]) + (wanted if record["verdict"] == "fail" else "")
+    """The verdict, and whether a failed one is what the test wanted or a passed one has warnings."""
+    if record["verdict"] == "fail":
+        return "fail" + {"xfailed": " (xfail)", "passed": " (expected)"}.get(record["test_outcome"], "")
+    warned = any(output["warnings"] for output in record.get("outputs", []))
+    return str(record["verdict"]) + (" (!)" if warned else "")
 
 
 def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return "" if value is None else format(value, form)

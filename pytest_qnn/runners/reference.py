@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import overload
 
 from pytest_qnn.artifacts.array_cache import ArrayCache
+from pytest_qnn.model.inputs import check_inputs
 from pytest_qnn.model.onnx_file import Model, read_model
 from pytest_qnn.model.tensors import digest_of_arrays
 from pytest_qnn.runners.ort import CPU, LoadedModel, LoadRequest
@@ -123,9 +124,13 @@ class Reference:
             InputError: it refuses the inputs.
             TargetError: the reference process died, hung or ran out of memory.
         """
-        if isinstance(inputs, Mapping):
-            return self._runner.run(self.model, inputs, self.level)
-        return [self._runner.run(self.model, sample, self.level) for sample in inputs]
+        if isinstance(inputs, Sequence):
+            return [self._run(sample) for sample in inputs]
+        return self._run(inputs)
+
+    def _run(self, sample: object) -> dict[str, Array]:
+        subject = f"{self.model.path.name} on the onnxruntime reference"
+        return self._runner.run(self.model, check_inputs(subject, self.model.inputs, sample, True), self.level)
 
 
 @functools.cache

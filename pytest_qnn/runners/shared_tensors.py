@@ -16,11 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 ALIGNMENT = 64
-# numpy types that travel; anything else is refused by name
-DTYPES = frozenset(
-    ["float16", "float32", "float64", "bool"] + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-)
-
 Array = npt.NDArray[Any]
 
 

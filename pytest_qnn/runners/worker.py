@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pytest_qnn.runners.shared_tensors import DTYPES, Arena
+from pytest_qnn.model.tensors import DTYPES
+from pytest_qnn.runners.shared_tensors import Arena
 
 LOG_MARK = "\x1e"  # ends the log of one request
 MIB = 1 << 20

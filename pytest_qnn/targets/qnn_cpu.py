@@ -71,6 +71,12 @@ def find_cpu_library(configured: Path | None) -> CpuLibrary:
     )
 
 
+def is_fetched() -> bool:
+    """Whether the cache has the library, unaltered."""
+    library = cache_folder() / "onnxruntime_qnn" / LIBRARY
+    return library.is_file() and _sha256(library) == LIBRARY_SHA256
+
+
 def fetch_cpu_library(force: bool = False) -> Path:
     """Download the wheel with pip, check it against its pinned SHA-256, and unpack the library into the cache.
 
@@ -86,7 +92,7 @@ def fetch_cpu_library(force: bool = False) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f"{target.name}.lock"):
-            if not force and library.is_file() and _sha256(library) == LIBRARY_SHA256:
+            if not force and is_fetched():
                 return library
             with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as work:
                 _unpack(_download(Path(work)), Path(work, "unpacked"))

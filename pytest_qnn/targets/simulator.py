@@ -71,6 +71,7 @@ class SimulatorTarget:
                 options=tuple(checked.items()),
                 soc=chosen,
                 simulated=True,
+                place=f"{chosen.name}, simulator",
                 not_a_device=NOT_A_DEVICE["htp"],
                 versions=versions,
             )
@@ -85,5 +86,6 @@ class SimulatorTarget:
             not_a_device=NOT_A_DEVICE["cpu"],
             library=f"{library.path} ({library.origin})",
             float_only=True,
+            place="x86-64 host",
             versions=versions,
         )

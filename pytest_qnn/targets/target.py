@@ -23,6 +23,8 @@ class Plan:
         simulated: whether a simulator computes the results.
         not_a_device: why latencies measured here say nothing about a Snapdragon device; empty if they do.
         library: the runtime library, where it isn't the installed wheel's own.
+        float_only: whether the backend computes in float only.
+        place: for messages, e.g. "SM8650, simulator".
     """
 
     backend: str
@@ -35,6 +37,7 @@ class Plan:
     not_a_device: str = ""
     library: str = ""
     float_only: bool = False
+    place: str = ""
     versions: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
 
 

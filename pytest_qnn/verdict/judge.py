@@ -12,7 +12,7 @@ from pytest_qnn.verdict.metrics import STEP_SLACK, Array, Evidence, Worst
 from pytest_qnn.verdict.rule import apply_rule, attribute
 from pytest_qnn.verdict.tolerance import Tolerance
 
-BLAME_ORDER = ("backend", "graph-edge quantizer", "quantization", "reference", "none")
+BLAME_ORDER = ("backend", "graph-edge quantizer", "quantization", "reference", "limit", "none")
 BLOCK = 1 << 16  # elements that are compared at a time in float64
 
 
@@ -72,6 +72,10 @@ class AccuracyVerdict:
     outputs: tuple[OutputVerdict, ...]
     samples: int
 
+    def __repr__(self) -> str:
+        result = "pass" if self.ok else f"fail, blame: {self.blame}"
+        return f"<AccuracyVerdict of {len(self.outputs)} outputs over {self.samples} samples: {result}>"
+
     @property
     def ok(self) -> bool:
         """Whether there are outputs and every one passes."""
@@ -95,6 +99,7 @@ class OutputCase:
 
     Attributes:
         exact: whether the output is of integers or booleans without an encoding (indices, classes, masks).
+        nominal_step: for an explicit limit in steps: the step of the QDQ model where the float model runs in its place.
         structure: failures that make the numbers incomparable: shape or type.
     """
 
@@ -108,9 +113,12 @@ class OutputCase:
     samples: int = 0
     differing: int = 0
     reference_differing: int = 0
+    check_differing: int = 0
     violations: int = 0  # elements beyond absolute + relative * |q|
     largest_excess: float = 0.0
     top_k_misses: int = 0
+    top_k_rows: int = 0
+    nominal_step: float | None = None
     structure: list[tuple[str, str]] = field(default_factory=list)  # blame and text
 
     def add(self, q: Array, y: Array, f: Array | None, r: Array | None) -> None:
@@ -123,8 +131,9 @@ class OutputCase:
         self.evidence.add(q, y, f, r)
         if self.exact:
             self.differing += int(np.count_nonzero(q != y))
-            others = [other for other in (f, r) if other is not None]
-            self.reference_differing += max((int(np.count_nonzero(q != other)) for other in others), default=0)
+            by_float, by_check = (0 if other is None else int(np.count_nonzero(q != other)) for other in (f, r))
+            self.reference_differing += max(by_float, by_check)
+            self.check_differing += by_check
         t = self.tolerance
         if t is not None and (t.absolute is not None or t.relative is not None):
             self._bounds(q.reshape(-1), y.reshape(-1), t)
@@ -152,13 +161,14 @@ class OutputCase:
         own_q, own_y = np.take_along_axis(q, best, 1), np.take_along_axis(y, best, 1)
         beaten = ((y > own_y) | ((y == own_y) & (q != own_q))).sum(1)
         self.top_k_misses += int((beaten >= k).sum())
+        self.top_k_rows += beaten.size
 
     def judge(self) -> OutputVerdict:
         """The verdict on this output."""
         findings, warnings = list(dict.fromkeys(self.structure)), list[str]()
         findings += self._non_finite()
         if not self.structure and not self.evidence.sums.n:
-            findings.append(("reference", "nothing: there is no finite element to judge"))
+            findings.append(("reference", self._nothing()))
         elif self.tolerance is not None:
             findings += self._explicit(self.tolerance)
         elif self.exact:
@@ -187,6 +197,12 @@ class OutputCase:
             worst=self.evidence.worst,
         )
 
+    def _nothing(self) -> str:
+        bad = self.evidence.non_finite
+        why = f"{bad.reference} are NaN or infinite in the reference, {bad.nan + bad.inf} in the backend's output"
+        text = why if bad.reference or bad.nan or bad.inf else "the output is empty"
+        return f"nothing: there is no finite element to judge: {text}"
+
     def _non_finite(self) -> list[tuple[str, str]]:
         bad = self.evidence.non_finite
         if bad.first is None:
@@ -196,6 +212,8 @@ class OutputCase:
             f"non-finite: {bad.nan} NaN and {bad.inf} infinite elements, {bad.reference} in the reference; "
             f"{bad.mismatched} don't match, the first in sample {sample} at {list(index)}"
         )
+        if bad.by_reference:
+            text += f"; in {bad.by_reference} of them the reference itself is NaN or infinite, so it can't decide"
         return [(attribute(self.evidence), text)]
 
     def _exact(self) -> list[tuple[str, str]]:
@@ -203,9 +221,8 @@ class OutputCase:
         n = self.evidence.sums.n
         if 2 * self.reference_differing > n:
             text = f"values: the references themselves differ in {self.reference_differing} of {n} elements"
-            return [
-                ("quantization" if self.evidence.has_float else "reference", f"{text}: they leave nothing to compare")
-            ]
+            blame = "reference" if 2 * self.check_differing > n or not self.evidence.has_float else "quantization"
+            return [(blame, f"{text}: they leave nothing to compare")]
         limit = self.reference_differing + n // 100
         if self.differing <= limit:
             return []
@@ -217,7 +234,8 @@ class OutputCase:
         figures, bad = self.evidence.figures(), self.evidence.non_finite
         against_q, against_f = [], []
         if t.steps is not None:
-            steps = figures["max_steps"]
+            step = self.evidence.step or self.nominal_step
+            steps = self.evidence.sums.max_e / step if step else None
             if steps is None:
                 against_q.append(
                     "steps: the output isn't quantised, so it has no steps: give absolute or sqnr_db instead"
@@ -235,10 +253,10 @@ class OutputCase:
                 against_f.append(f"{name}: {value:.5g}{unit} against float (limit {limit:g}{unit})")
         if self.top_k_misses:
             against_f.append(
-                f"top_k: in {self.top_k_misses} rows the reference's best class is not among the best {t.top_k:g}"
+                f"top_k: in {self.top_k_misses} of {self.top_k_rows} rows the reference's best class is not among the best {t.top_k:g}"
             )
-        found = [(attribute(self.evidence, against_float=False), text) for text in against_q]
-        found += [(self._blame_against_float(), text) for text in against_f]
+        found = [(self._blame(against_float=False), text) for text in against_q]
+        found += [(self._blame(against_float=True), text) for text in against_f]
         uses_float = t.sqnr_db is not None or t.cosine is not None or t.top_k is not None
         if uses_float and bad.float_mismatched:
             text = (
@@ -247,10 +265,14 @@ class OutputCase:
             found.insert(0, ("reference", text))
         return found
 
-    def _blame_against_float(self) -> str:
-        """Against float, the larger of the two noises is to blame."""
+    def _blame(self, against_float: bool) -> str:
+        """Against float, the larger of the two noises is to blame; "limit" where the derived rule has no objection."""
         s = self.evidence.sums
-        return "quantization" if self.evidence.has_float and s.g2 > s.e2 else attribute(self.evidence)
+        if against_float and self.evidence.has_float and s.g2 > s.e2:
+            return "quantization"
+        if not self.exact and not apply_rule(self.evidence, precision=self.precision, bounded=self.bounded).failures:
+            return "limit"
+        return attribute(self.evidence, against_float=against_float)
 
 
 def _mismatch(q: Array, y: Array, f: Array | None, r: Array | None) -> tuple[str, str] | None:

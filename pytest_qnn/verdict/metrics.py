@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_qnn.verdict.channels import Channels, blocks, channel_axes
+from pytest_qnn.verdict.channels import Channels, Layout, channel_axes
 from pytest_qnn.verdict.sketches import RangeEnd, Rows
 
 BLOCK = 1 << 16  # elements; measured fastest: few calls, and the blocks at hand stay in the processor's caches
@@ -74,7 +74,7 @@ class NonFinite:
         nan, inf: how many y has.
         reference: how many q has.
         mismatched: elements in which y and q aren't both finite, both NaN or the same infinity.
-        only_reference: those of them in which y is finite.
+        by_reference: those of them in which q itself isn't finite.
         float_mismatched: elements in which only one of f and q is finite.
         check_mismatched: elements in which only one of r and q is finite.
         first: sample and index of the first mismatch.
@@ -84,7 +84,7 @@ class NonFinite:
     inf: int = 0
     reference: int = 0
     mismatched: int = 0
-    only_reference: int = 0
+    by_reference: int = 0
     float_mismatched: int = 0
     check_mismatched: int = 0
     first: tuple[int, tuple[int, ...]] | None = None
@@ -114,11 +114,11 @@ class _Workspace:
 class _Block:
     """A block of one sample: equally long flat arrays of one dtype, all finite; ``n`` of the elements count.
 
-    ``q_range`` and ``y_range`` are smallest and largest value.
+    ``q_range`` and so on are smallest and largest value.
     """
 
     sample: int
-    shape: tuple[int, ...]
+    layout: Layout
     start: int
     n: int
     q: Array
@@ -127,6 +127,7 @@ class _Block:
     r: Array | None
     q_range: tuple[float, float]
     y_range: tuple[float, float]
+    f_range: tuple[float, float]
 
 
 @dataclass
@@ -176,10 +177,10 @@ class Evidence:
         )
         assert flat_q is not None
         assert flat_y is not None
-        totals = self._totals(q.shape)
-        for part in blocks(q.shape, BLOCK):
+        totals, layout = self._totals(q.shape), Layout(q.shape, BLOCK)
+        for part in layout.blocks():
             values = [None if a is None else _float32(a[part]) for a in (flat_q, flat_y, flat_f, flat_r)]
-            self._block(self._prepare(q.shape, part.start, values), totals)
+            self._block(self._prepare(layout, part.start, values), totals)
         if q.size:
             self.rows.add(q.shape, flat_q, flat_y)
         self.samples += 1
@@ -193,20 +194,21 @@ class Evidence:
             found.append(totals)
         return found
 
-    def _prepare(self, shape: tuple[int, ...], start: int, values: list[Array | None]) -> _Block:
+    def _prepare(self, layout: Layout, start: int, values: list[Array | None]) -> _Block:
         """A block without non-finite values, in float64 if float32 can't hold its fourth powers."""
         q, y, f, r = values
         assert q is not None
         assert y is not None
         n, ranges = q.size, [_range(a) for a in (q, y, f, r) if a is not None]
         if not all(math.isfinite(low) and math.isfinite(high) for low, high in ranges):
-            n, q, y, f, r = self._without_non_finite(shape, start, q, y, f, r)
+            n, q, y, f, r = self._without_non_finite(layout.shape, start, q, y, f, r)
             ranges = [_range(a) for a in (q, y, f, r) if a is not None]
         largest = max(max(high, -low) for low, high in ranges)
         if largest and not MODERATE[0] < largest < MODERATE[1]:
             q, y = q.astype(np.float64), y.astype(np.float64)
             f, r = (None if a is None else a.astype(np.float64) for a in (f, r))
-        return _Block(self.samples, shape, start, n, q, y, f, r, ranges[0], ranges[1])
+        f_range = ranges[2] if f is not None else ranges[0]
+        return _Block(self.samples, layout, start, n, q, y, f, r, ranges[0], ranges[1], f_range)
 
     def _without_non_finite(
         self, shape: tuple[int, ...], start: int, q: Array, y: Array, f: Array | None, r: Array | None
@@ -218,7 +220,7 @@ class Evidence:
         bad.inf += int(np.isinf(y).sum())
         bad.reference += int(expected.sum())
         bad.mismatched += int((~same).sum())
-        bad.only_reference += int((expected & ~got).sum())
+        bad.by_reference += int((expected & ~same).sum())
         if bad.first is None and not same.all():
             bad.first = (self.samples, _index(start + int(np.argmin(same)), shape))
         skip = expected | got
@@ -239,27 +241,26 @@ class Evidence:
         s, dot, ones = self.sums, np.dot, work.ones[:n]
         e = np.subtract(y, q, out=work.a[:n])
         q1, q2 = float(dot(q, ones)), float(dot(q, q))
+        e1, e2, eq = float(dot(e, ones)), float(dot(e, e)), float(dot(e, q))
         self._spread(block, q1, q2, work)
         s.n += block.n
         s.q1 += q1
         s.q2 += q2
         s.y2 += float(dot(y, y))
-        s.e1 += float(dot(e, ones))
-        s.e2 += float(dot(e, e))
-        s.eq += float(dot(e, q))
-        qe = np.multiply(q, e, out=work.c[:n])
+        s.e1 += e1
+        s.e2 += e2
+        s.eq += eq
         qq = np.multiply(q, q, out=work.b[:n])
+        ee = np.multiply(e, e, out=work.c[:n])
+        qe = np.multiply(q, e, out=work.d[:n])
+        s.q4 += float(dot(qq, qq))
+        s.e4 += float(dot(ee, ee))
         s.q3e += float(dot(qq, qe))
         s.q2e2 += float(dot(qe, qe))
-        s.q4 += float(dot(qq, qq))
-        ee = np.multiply(e, e, out=work.c[:n])
-        s.e4 += float(dot(ee, ee))
+        for totals in channels:
+            totals.add(block.layout, block.start, ones, e1=(e, e1), e2=(ee, e2), q1=(q, q1), q2=(qq, q2), eq=(qe, eq))
         self._extremes(block, e, ee, work)
-        if channels:
-            yy = np.multiply(y, y, out=work.d[:n])
-            for totals in channels:
-                totals.add(block.shape, block.start, ones, e2=ee, q2=qq, y2=yy, q1=q, y1=y)
-        self._float(block, e, channels, work)
+        self._float(block, ee, channels, work)
         self._check(block, channels, work)
 
     def _workspace(self, dtype: npt.DTypeLike) -> _Workspace:
@@ -292,44 +293,47 @@ class Evidence:
             at = int(ee.argmax())
             s.max_e = max(s.max_e, abs(float(e[at])))
             f = None if block.f is None else float(block.f[at])
-            index = _index(block.start + at, block.shape)
+            index = _index(block.start + at, block.layout.shape)
             self.worst = Worst(block.sample, index, f, float(block.q[at]), float(block.y[at]))
 
-    def _float(self, block: _Block, e: Array, channels: list[Channels], work: _Workspace) -> None:
-        """Totals of f, g = q - f and y - f."""
-        s, f, n, dot = self.sums, block.f, e.size, np.dot
+    def _float(self, block: _Block, ee: Array, channels: list[Channels], work: _Workspace) -> None:
+        """Totals of f, g = q - f and y - f; all of the workspace but e^2 is free."""
+        s, f, n, dot = self.sums, block.f, ee.size, np.dot
         if f is None:
             s.far = s.max_e
             return
-        g, ones = np.subtract(block.q, f, out=work.b[:n]), work.ones[:n]
-        s.f2 += float(dot(f, f))
-        s.g1 += float(dot(g, ones))
-        s.g2 += float(dot(g, g))
-        s.gf += float(dot(g, f))
-        s.max_f, s.max_g = max(s.max_f, _magnitude(f)), max(s.max_g, _magnitude(g))
-        total = np.subtract(block.y, f, out=work.c[:n])
+        total = np.subtract(block.y, f, out=work.a[:n])
         s.yf2 += float(dot(total, total))
-        nearer = np.minimum(np.abs(total, out=work.c[:n]), np.abs(e, out=work.d[:n]), out=work.c[:n])
-        s.far = max(s.far, float(nearer.max()))
+        nearer = np.minimum(np.multiply(total, total, out=work.a[:n]), ee, out=work.a[:n])
+        s.far = max(s.far, math.sqrt(float(nearer.max())))
+        g = np.subtract(block.q, f, out=work.a[:n])
+        f2, g2 = float(dot(f, f)), float(dot(g, g))
+        s.f2 += f2
+        s.g1 += float(dot(g, work.ones[:n]))
+        s.g2 += g2
+        s.gf += float(dot(g, f))
+        s.max_f = max(s.max_f, block.f_range[1], -block.f_range[0])
         gg = np.multiply(g, g, out=work.b[:n])
+        s.max_g = max(s.max_g, _magnitude(g))
         s.g4 += float(dot(gg, gg))
-        if channels:
-            ff = np.multiply(f, f, out=work.c[:n])
-            for totals in channels:
-                totals.add(block.shape, block.start, ones, g2=gg, f2=ff)
+        ff = np.multiply(f, f, out=work.d[:n]) if block.layout.needs_blocks else f
+        for totals in channels:
+            totals.add(block.layout, block.start, work.ones, g2=(gg, g2), f2=(ff, f2))
 
     def _check(self, block: _Block, channels: list[Channels], work: _Workspace) -> None:
-        """Totals of h = r - q."""
+        """Totals of h = r - q; all of the workspace is free."""
         if block.r is None:
             return
         s, n = self.sums, block.r.size
-        h = np.subtract(block.r, block.q, out=work.b[:n])
-        s.h2 += float(np.dot(h, h))
+        h = np.subtract(block.r, block.q, out=work.a[:n])
+        h2 = float(np.dot(h, h))
+        if not h2:
+            return
+        s.h2 += h2
         s.max_h = max(s.max_h, _magnitude(h))
-        if channels:
-            hh = np.multiply(h, h, out=work.c[:n])
-            for totals in channels:
-                totals.add(block.shape, block.start, work.ones[:n], h2=hh)
+        hh = np.multiply(h, h, out=work.b[:n]) if block.layout.needs_blocks else h
+        for totals in channels:
+            totals.add(block.layout, block.start, work.ones, h2=(hh, h2))
 
     # --- derived figures ----------------------------------------------------------------------------------------------
 
@@ -378,6 +382,8 @@ class Evidence:
 
 
 def _float32(a: Array) -> Array:
+    if a.dtype == np.float32:
+        return a
     with np.errstate(over="ignore"):  # beyond float32's range is infinite, and counted as such
         return a.astype(np.float32, copy=False)
 

@@ -53,6 +53,7 @@ class Constants:
     swap: float = 4.0  # how much nearer (squared) another row's reference must be
     own: float = 4.0  # the reference's own |h|^2 over the quantisation's noise, above which it can't decide
     ruined_db: float = 3.0  # SQNR of the quantisation below which it leaves nothing to compare
+    ruined_few_db: float = 0.0  # the same with fewer than ``few_elements``, which get below 3 dB by bad luck
     poor_db: float = 10.0  # SQNR of the quantisation below which to warn
     informative_steps: float = 2.0  # standard deviation of q below which the output says nothing
 
@@ -142,8 +143,8 @@ def apply_rule(evidence: Evidence, *, precision: str, bounded: bool = False, con
     ruined = _ruined(evidence, c)
     if ruined:
         failures.append(
-            f"quantization: its SQNR against float is {decibels(x.f2, x.noise):.1f} dB (limit {c.ruined_db:g} dB): it leaves "
-            "nothing to compare"
+            f"quantization: its SQNR against float is {decibels(x.f2, x.noise):.1f} dB (limit {_ruined_db(evidence, c):g} dB): "
+            "it leaves nothing to compare"
         )
     undecidable = _reference_failures(evidence, x, c)
     blame = "none"
@@ -301,10 +302,13 @@ def _warnings(evidence: Evidence, x: _Scales, c: Constants, ruined: bool) -> tup
     s, warnings = evidence.sums, []
     sqnr = decibels(x.f2, x.noise)
     if evidence.has_float and not ruined and sqnr < c.poor_db:
-        warnings.append(f"the quantisation is poor: its SQNR against float is {sqnr:.1f} dB")
+        warning = f"the quantisation is poor: its SQNR against float is {sqnr:.1f} dB"
+        if sqnr < c.ruined_db and s.n < c.few_elements:
+            warning += f"; {s.n} numbers may get there by bad luck, but a pass proves little: give more inputs"
+        warnings.append(warning)
     if not _informative(evidence, c):
         warnings.append("the reference hardly varies, so this output proves little: use inputs that make it vary")
-    if s.h2 > 0.25 * s.e2 and s.h2 > 0.5 * x.noise and s.h2 > 0:
+    if evidence.has_float and s.h2 > 0.25 * s.e2 and s.h2 > 0.5 * x.noise and s.h2 > 0:
         warnings.append("the reference moves with its optimisation level as much as with the quantisation")
     return tuple(warnings)
 
@@ -317,20 +321,25 @@ def _informative(evidence: Evidence, c: Constants) -> bool:
 def _ruined(evidence: Evidence, c: Constants) -> bool:
     """Whether q has lost f; without an encoding there is no quantisation to blame."""
     s, floor = evidence.sums, evidence.sums.n * (c.rounding_steps * (evidence.step or 0.0)) ** 2
-    return evidence.has_float and decibels(s.f2, s.g2) < c.ruined_db and s.g2 > floor
+    return evidence.has_float and decibels(s.f2, s.g2) < _ruined_db(evidence, c) and s.g2 > floor
+
+
+def _ruined_db(evidence: Evidence, c: Constants) -> float:
+    return c.ruined_few_db if evidence.sums.n < c.few_elements else c.ruined_db
 
 
 def attribute(evidence: Evidence, *, against_float: bool = True) -> str:
     """Whose fault a failure is, from where the noise arises.
 
-    In this order: "quantization" where q has lost f already (only asked for a limit against float);
+    In this order: "backend" where it isn't finite although q is, "reference" where q itself isn't finite and the backend
+    differs; "quantization" where q has lost f already (only asked for a limit against float);
     "reference" where the reference differs from itself (at another optimisation level) as much as from the backend;
     "graph-edge quantizer" where every element is within a step and a half, or all are off by the same one or two steps; else
     "backend".
     """
     s, step, bad = evidence.sums, evidence.step, evidence.non_finite
     if bad.mismatched:
-        return "reference" if bad.only_reference == bad.mismatched else "backend"
+        return "reference" if bad.by_reference == bad.mismatched else "backend"
     if against_float and _ruined(evidence, DEFAULT):
         return "quantization"
     if s.h2 > 0.5 * s.e2 and s.h2 > 0:

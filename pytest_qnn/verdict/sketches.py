@@ -64,11 +64,15 @@ class RangeEnd:
         full = self.q.size == KEPT
         if full and self.sign * q_end <= self.q[-1]:
             return
-        at = np.flatnonzero(q * q.dtype.type(self.sign) > self.q[-1]) if full else np.arange(q.size)
+        at = np.arange(q.size)
+        if full:
+            last = float(self.q[-1])
+            at = np.flatnonzero(q > last if self.sign > 0 else q < -last)
+        if at.size > KEPT:
+            at = at[np.argpartition(self.sign * q[at], -KEPT)[-KEPT:]]
         all_q = np.concatenate([self.q, self.sign * q[at].astype(np.float64)])
         all_y = np.concatenate([self.y, self.sign * y[at].astype(np.float64)])
-        best = np.argpartition(-all_q, KEPT - 1)[:KEPT] if all_q.size > KEPT else np.arange(all_q.size)
-        best = best[np.argsort(-all_q[best], kind="stable")]
+        best = np.argsort(-all_q, kind="stable")[:KEPT]
         self.q, self.y = all_q[best], all_y[best]
 
     def saturated(self, margin: float) -> int:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_qnn.verdict.channels import blocks
+from pytest_qnn.verdict.channels import Layout
 from pytest_qnn.verdict.metrics import BLOCK, Evidence, decibels
 from tests.verdict.samples import Array
 
@@ -153,7 +153,8 @@ def test_order_of_elements_doesnt_matter(seed, size):
 
 
 @pytest.mark.parametrize(
-    "shape", [(5, 7), (2, 3, 4), (2, 6, 5, 8), (1, 5, 3, BLOCK // 2), (3, 4, BLOCK + 5), (1, 2, 3, 4, 5)]
+    "shape",
+    [(5, 7), (2, 3, 4), (2, 6, 5, 8), (1, 5, 3, BLOCK // 2), (3, 4, BLOCK + 5), (1, 2, 3, 4, 5), (2, 3, 300, 500)],
 )
 def test_channel_totals_are_those_of_each_axis(shape):
     q, y, f, r = data(shape)
@@ -170,16 +171,74 @@ def test_channel_totals_are_those_of_each_axis(shape):
         np.testing.assert_allclose(totals.y2, (wide[1] ** 2).sum(others), rtol=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(shape=st.lists(st.integers(0, 12), max_size=4).map(tuple), largest=st.integers(1, 40))
 def test_blocks_cover_every_element_once(shape, largest):
-    covered = [i for part in blocks(shape, largest) for i in range(part.start, part.stop)]
+    layout = Layout(shape, largest)
+    covered = [i for part in layout.blocks() for i in range(part.start, part.stop)]
     assert covered == list(range(math.prod(shape)))
+    assert all(part.stop - part.start <= max(largest, layout.row) for part in layout.blocks())
 
 
-def test_blocks_are_whole_rows_or_parts_of_one():
-    assert [(b.start, b.stop) for b in blocks((5, 3), 7)] == [(0, 6), (6, 12), (12, 15)]
-    assert [(b.start, b.stop) for b in blocks((2, 5), 3)] == [(0, 3), (3, 5), (5, 8), (8, 10)]
+def cuts(shape, largest):
+    return [(part.start, part.stop) for part in Layout(shape, largest).blocks()]
+
+
+def test_blocks_are_whole_rows_of_channels():
+    assert cuts((5, 3), 7) == [(0, 6), (6, 12), (12, 15)]
+    assert cuts((2, 5), 3) == [(0, 5), (5, 10)]
+
+
+def test_long_runs_of_a_channel_are_cut_into_equal_blocks():
+    assert cuts((1, 2, 10), 8) == [(0, 10), (10, 20)]  # the last axis has channels too, and isn't split
+    assert cuts((1, 2, 9, 1), 8) == [(0, 5), (5, 9), (9, 14), (14, 18)]
+    assert cuts((1, 2, 5, 2), 8) == [(0, 6), (6, 10), (10, 16), (16, 20)]
+
+
+def test_short_runs_of_a_channel_share_a_block():
+    assert cuts((1, 7, 2, 2), 40) == [(0, 28)]
+    assert cuts((1, 12, 2, 2), 40) == [(0, 40), (40, 48)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    shape=st.lists(st.integers(1, 12), min_size=2, max_size=5).map(tuple),
+    largest=st.integers(16, 200),
+)
+def test_channel_totals_dont_depend_on_where_blocks_are_cut(seed, shape, largest):
+    q, y, f, r = data(shape, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pytest_qnn.verdict.metrics.BLOCK", largest)
+        found = evidence((q, y, f, r))
+    for (axis, _), totals in found.channels.items():
+        others = tuple(a for a in range(len(shape)) if a != axis)
+        wide_q, wide_y, wide_f, wide_r = (a.astype(np.float64) for a in (q, y, f, r))
+        for name, values in {
+            "q1": wide_q,
+            "y1": wide_y,
+            "q2": wide_q**2,
+            "y2": wide_y**2,
+            "f2": wide_f**2,
+            "e2": (wide_y - wide_q) ** 2,
+            "g2": (wide_q - wide_f) ** 2,
+            "h2": (wide_r - wide_q) ** 2,
+        }.items():
+            np.testing.assert_allclose(getattr(totals, name), values.sum(others), rtol=1e-5, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 300), largest=st.integers(1, 60))
+def test_the_ends_of_the_range_are_the_extreme_elements_of_all_blocks(sign, seed, size, largest):
+    q, y, f, r = data((size,), seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pytest_qnn.verdict.metrics.BLOCK", largest)
+        end = evidence((q, y, f, r)).ends[0 if sign > 0 else 1]
+    order = np.argsort(-sign * q)[:16]
+    np.testing.assert_array_equal(end.q, sign * q[order])
+    np.testing.assert_array_equal(end.y, sign * y[order])
+    assert end.limit == (sign * y).max()
 
 
 def test_strided_arrays_are_read_in_their_own_order():

@@ -182,6 +182,20 @@ def test_integers_that_quantizing_changes_everywhere_leave_nothing_to_compare():
     assert (result.ok, result.blame) == (False, "quantization")
 
 
+def test_integers_that_optimising_the_reference_changes_everywhere_are_the_references_fault():
+    q = np.arange(10)
+    case = OutputCase("out", Evidence(), "float32", exact=True)
+    case.add(q, q, q, q + 1)
+    result = case.judge()
+    assert (result.ok, result.blame) == (False, "reference")
+    assert "the references themselves differ in 10 of 10 elements" in result.failures[0]
+
+
+def test_an_empty_output_is_said_to_be_empty():
+    empty = np.zeros((0, 3), np.float32)
+    assert verdict(empty, empty).failures == ("nothing: there is no finite element to judge: the output is empty",)
+
+
 def test_booleans_are_compared():
     mask = np.array([True, False, True])
     assert verdict(mask, mask, exact=True).ok
