@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.artifacts.context import check_artifact, compile_settings, store
+from pytest_qnn.devices.soc import find_soc
 from pytest_qnn.errors import ArtifactError, ModelError, OptionError, PlacementError, UsageError
 from pytest_qnn.markers import BackendRequest
-from pytest_qnn.model.onnx_file import Model, load_proto, read_model
+from pytest_qnn.model.onnx_file import Model, edge_quantizers, load_proto, read_model
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.runners.ort import QNN, LoadedModel, LoadRequest, Placement, read_placement
 from pytest_qnn.runners.process import Limits
@@ -171,9 +172,13 @@ class Backend:
             raise ArtifactError(f"{folder}: can't be written: {error.strerror or error}") from error
 
     def _plan(self, options: dict[str, object]) -> Plan:
-        soc = options.pop("soc", None) or self._request.soc
+        self.bench.test.check(self._request)
+        soc = options.pop("soc", None)
+        if soc is not None and self._request.pinned and find_soc(str(soc)).name != self._request.soc:
+            raise OptionError(f"soc={soc!r} contradicts the test's device mark, which asks for {self._request.soc}")
+        soc = self._request.soc if soc is None else soc
         merged = {**dict(self._request.options), **options}
-        return self.bench.target.plan(self.name, str(soc) if soc else None, merged)
+        return self.bench.target.plan(self.name, None if soc is None else str(soc), merged)
 
     def _limits(self, load_timeout: float | None, run_timeout: float | None) -> Limits:
         default = self.bench.limits
@@ -231,13 +236,7 @@ class Backend:
     ) -> Placement:
         graph = load_proto(model.path).graph
         names = [n.name for n in graph.node]
-        ends = {t.name for t in (*model.inputs, *model.outputs)}
-        edges = [
-            n.name
-            for n in graph.node
-            if (n.op_type == "QuantizeLinear" and n.input[0] in ends)
-            or (n.op_type == "DequantizeLinear" and n.output[0] in ends)
-        ]
+        edges = edge_quantizers(graph)
         placement = read_placement(self.name, loaded.info.placement, edges, names, loaded.info.log)
         if placement.misplaced:
             # the reasons stand in the verbose log only: ask for that where there is something to explain

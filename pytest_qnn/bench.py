@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.artifacts.array_cache import ArrayCache
 from pytest_qnn.backend import Backend
-from pytest_qnn.errors import BackendUnavailableError, ModelError
+from pytest_qnn.errors import BackendUnavailableError, ModelError, UsageError
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.onnx_file import read_model
 from pytest_qnn.runners.ort import LoadedModel, LoadRequest
@@ -39,9 +40,23 @@ class CurrentTest:
     tolerance_marks: tuple[Mapping[str, Any], ...] = ()
     budget_marks: tuple[Mapping[str, Any], ...] = ()
     options: tuple[str, ...] = ()
+    expected: tuple[BackendRequest, ...] | None = None  # where marks can't reach the fixture: what it must be
     records: list[Record] = field(default_factory=list)
     published: int = 0
     ran: list[str] = field(default_factory=list)
+
+    def check(self, request: BackendRequest) -> None:
+        """Refuse a backend that the test's marks don't name: a test would run elsewhere, unnoticed.
+
+        Raises:
+            UsageError: it isn't among the expected ones.
+        """
+        if self.expected is not None and request not in self.expected:
+            wanted = " or ".join(f"{r.name}{f' ({r.soc})' if r.soc else ''}" for r in self.expected)
+            raise UsageError(
+                f"{self.nodeid}: its marks ask for {wanted}, but qnn_backend is {request.name}: a fixture that is asked for with "
+                "getfixturevalue can't follow marks. Name qnn_backend among the test's arguments"
+            )
 
 
 class Bench:
@@ -58,6 +73,7 @@ class Bench:
         self.pool = ProcessPool()
         self.limits = Limits(settings.load_timeout, settings.run_timeout, settings.memory_limit_mb)
         self._loaded: OrderedDict[tuple[LoadRequest, str, Limits], LoadedModel] = OrderedDict()
+        self._loading = threading.RLock()
         self.references = ReferenceRunner(
             self.load_shared,
             ArrayCache(settings.cache_dir or default_cache_folder(), settings.cache_limit_mb),
@@ -91,14 +107,17 @@ class Bench:
 
     def load_shared(self, request: LoadRequest, subject: str, limits: Limits) -> LoadedModel:
         """A loaded model for ``request``: the one that is there, or a new one."""
-        key = (request, subject, limits)
-        loaded = self._loaded.pop(key, None)
-        if loaded is None:
-            loaded = LoadedModel(self.pool, request, subject, limits)
+        with self._loading:
+            loaded = self._loaded.get((request, subject, limits))
+            return loaded or LoadedModel(self.pool, request, subject, limits, self._keep)
+
+    def _keep(self, loaded: LoadedModel) -> None:
+        """Remember what was just loaded, also once more after a crash or after it was freed; free the oldest."""
+        key = (loaded.request, loaded.subject, loaded.limits)
         self._loaded[key] = loaded
+        self._loaded.move_to_end(key)
         while len(self._loaded) > KEPT_MODELS:
             self._loaded.popitem(last=False)[1].close()
-        return loaded
 
     def float_precision(self, plan: Plan) -> str:
         """What a backend computes float models in, found out by running one: "float32" or "float16"."""

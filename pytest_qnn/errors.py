@@ -47,10 +47,19 @@ class ExecutionError(TargetError):
 
 
 def bench_fault(error: BaseException) -> TargetError | None:
-    """The TargetError that ``error`` is, or that it carries as an exception group."""
-    if isinstance(error, BaseExceptionGroup):
-        return next((fault for inner in error.exceptions if (fault := bench_fault(inner))), None)
-    return error if isinstance(error, TargetError) else None
+    """The TargetError that ``error`` is, was raised from or while handling, or carries as an exception group."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, TargetError):
+            return current
+        if isinstance(current, BaseExceptionGroup):
+            for inner in current.exceptions:
+                if fault := bench_fault(inner):
+                    return fault
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return None
 
 
 # --- what was asked for -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_qnn.targets.target import Target
 
 bench_key: pytest.StashKey[Bench] = pytest.StashKey()
+item_key: pytest.StashKey[pytest.Item | None] = pytest.StashKey()  # the test that is running
 
 
 def open_bench(config: pytest.Config) -> Bench:
@@ -27,7 +28,24 @@ def open_bench(config: pytest.Config) -> Bench:
         from pytest_qnn.plugin import project_settings
 
         config.stash[bench_key] = Bench(project_settings(config), config.rootpath)
+        if config.stash.get(item_key, None) is not None:
+            begin(config)
     return config.stash[bench_key]
+
+
+def begin(config: pytest.Config) -> None:
+    """Tell the bench, where there is one, which test is running; none between tests."""
+    bench, item = config.stash.get(bench_key, None), config.stash.get(item_key, None)
+    if bench is None:
+        return
+    if item is None:
+        from pytest_qnn.bench import CurrentTest
+
+        bench.test = CurrentTest()
+    else:
+        from pytest_qnn.records.collector import begin_test
+
+        begin_test(item, bench)
 
 
 def close_bench(config: pytest.Config) -> None:
@@ -39,7 +57,7 @@ def close_bench(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def qnn_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+def qnn_backend(request: pytest.FixtureRequest) -> Backend:
     """A QNN backend to load models on: the one that the ``backend`` mark names, else the project's ``backends``.
 
     Skips if the backend isn't there, saying what is missing; ``--qnn-require`` makes that an error.
@@ -48,12 +66,16 @@ def qnn_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     wanted = getattr(request, "param", None)
     if wanted is None:  # asked for with getfixturevalue: nothing could be parametrised
         wanted = BackendRequest(bench.settings.backends[0])
+    missing, backend = "", None
     try:
-        yield bench.backend(wanted)
+        backend = bench.backend(wanted)
     except BackendUnavailableError as error:
         if wanted.name in bench.settings.require:
             raise
-        pytest.skip(str(error))
+        missing = str(error)
+    if backend is None:  # not inside the handler: a skip that carries an infrastructure error would be taken for one
+        pytest.skip(missing)
+    return backend
 
 
 @pytest.fixture(scope="session")

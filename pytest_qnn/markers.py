@@ -31,6 +31,7 @@ class BackendRequest:
     soc: str | None = None
     serial: str | None = None
     kind: str | None = None
+    pinned: bool = False  # soc comes from a device mark: load() can't ask for another
     options: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
@@ -126,6 +127,7 @@ def backend_requests(definition: Any, defaults: Iterable[str]) -> list[BackendRe
             soc=soc_name or device.get("soc"),
             serial=device.get("serial"),
             kind=device.get("kind"),
+            pinned="soc" in device,
             options=tuple(check_options(name, options).items()),
         )
         if request not in requests:

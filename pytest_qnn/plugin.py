@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import _pytest
+import pluggy
 import pytest
 
 from pytest_qnn import markers
 from pytest_qnn.errors import OptionError, QnnError, bench_fault
 from pytest_qnn.fixtures import (
+    begin,
     bench_key,
     close_bench,
+    item_key,
     onnx_reference,
-    open_bench,
     qnn_backend,
     qnn_inputs,
     qnn_target,
@@ -26,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["onnx_reference", "qnn_backend", "qnn_inputs", "qnn_target"]
 
-OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
 settings_key = pytest.StashKey[Settings]()
 mistakes_key = pytest.StashKey[list[str]]()
 
@@ -81,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Reporting(config), "qnn-reporting")
     if any(config.getoption(f"qnn_{s.name}") is not None for s in SETTINGS) or project_keys(config.rootpath):
         project_settings(config)  # a typo must not wait for the first test that would have noticed
-    if config.getoption("qnn_json") and not hasattr(config, "workerinput"):
+    if config.getoption("qnn_json") and not hasattr(config, "workerinput") and not config.option.collectonly:
         from pytest_qnn.records.json_file import check_writable
 
         try:
@@ -130,6 +134,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     found: list[str] = config.stash[mistakes_key]
+    found += unreachable_marks(config, items)
     mistakes = list(dict.fromkeys(found))
     if mistakes and hasattr(config, "workerinput"):
         # a worker that raises takes xdist down with it: run nothing, and let the controller say why
@@ -137,6 +142,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.clear()
     elif mistakes:
         raise pytest.UsageError(*mistake_lines(mistakes))
+
+
+def unreachable_marks(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Tests whose backend was chosen before all of their marks were there: it would not be the one they name."""
+    mistakes = []
+    for item in items:
+        if "qnn_backend" not in getattr(item, "fixturenames", ()) or not hasattr(item, "callspec"):
+            continue
+        if not any(mark.name in ("backend", "device") for mark in item.own_markers):
+            continue
+        try:
+            wanted = markers.backend_requests(item, project_settings(config).backends)
+            if item.callspec.params.get("qnn_backend") in wanted:
+                continue
+            error: object = "its backend or device mark came too late to choose the backend"
+        except OptionError as mistake:
+            error = mistake
+        mistakes.append(
+            f"{item.nodeid}: {error}: put such marks on the function, class or module, not on a parameter or in a hook"
+        )
+    return mistakes
 
 
 def mistake_lines(mistakes: list[str]) -> list[str]:
@@ -149,20 +175,27 @@ def mistake_lines(mistakes: list[str]) -> list[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    if "qnn_backend" in getattr(item, "fixturenames", ()):
-        from pytest_qnn.records.collector import begin_test
-
-        begin_test(item, open_bench(item.config))
-    return (yield)
+    item.config.stash[item_key] = item
+    begin(item.config)
+    try:
+        return (yield)
+    finally:
+        item.config.stash[item_key] = None
+        begin(item.config)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    if call.excinfo is not None:
-        show_the_users_frames(call.excinfo)
+    has_frames = True
+    if call.excinfo is not None and isinstance(call.excinfo.value, QnnError):
+        has_frames = hide_own_frames(call.excinfo.value)
+        if has_frames:
+            call.excinfo = pytest.ExceptionInfo.from_exception(call.excinfo.value)
     report = yield
+    if call.excinfo is not None and not has_frames:
+        report.longrepr = call.excinfo.exconly()  # from a fixture of ours: there is no line of the test to show
     if call.excinfo is not None and bench_fault(call.excinfo.value) is not None:
         # an error, not a failure, whatever phase it came from; and no xfail may turn it into a pass
         report.outcome = "failed"
@@ -177,18 +210,34 @@ def pytest_runtest_makereport(
     return report
 
 
-def show_the_users_frames(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Our errors say what happened: the traceback needs the lines of the test, not those of this package."""
-    if not isinstance(excinfo.value, QnnError):
-        return
-    own = os.path.dirname(__file__)
-    theirs = excinfo.traceback.filter(lambda entry: not str(entry.path).startswith(own))
-    if theirs:
-        excinfo.traceback = theirs
-    excinfo.value.__cause__, excinfo.value.__suppress_context__ = None, True
+def hide_own_frames(error: QnnError) -> bool:
+    """Leave the test's own lines of an error's traceback, since our errors say what happened; whether there are any."""
+    hidden = tuple(os.path.dirname(m.__file__ or "") + os.sep for m in (sys.modules[__package__], pluggy, _pytest))
+    frames, kept = [], None
+    current = error.__traceback__
+    while current is not None:
+        frames.append(current)
+        current = current.tb_next
+    for frame in reversed(frames):
+        if not frame.tb_frame.f_code.co_filename.startswith(hidden):
+            kept = TracebackType(kept, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    if kept is not None:
+        error.__traceback__ = kept
+    error.__cause__, error.__suppress_context__ = None, True
+    return kept is not None
 
 
 # --- reporting --------------------------------------------------------------------------------------------------------
+
+
+def outcome_of(report: pytest.TestReport) -> str:
+    """A test's outcome as pytest counts it; empty for a phase that isn't counted."""
+    if report.passed:
+        counted = report.when == "call"
+        return ("xpassed" if hasattr(report, "wasxfail") else "passed") if counted else ""
+    if report.skipped:
+        return "xfailed" if hasattr(report, "wasxfail") else "skipped"
+    return "failed" if report.when == "call" and not getattr(report, "qnn_bench_fault", False) else "error"
 
 
 class Reporting:
@@ -198,14 +247,19 @@ class Reporting:
         self.config = config
         self.collector: Collector | None = None
         self.mistakes: list[str] = []  # of workers
+        self.outcomes: dict[str, int] = {}
+        self.json_note = ""
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         self.mistakes += getattr(node, "workeroutput", {}).get("qnn_mistakes", [])
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.mistakes:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        if self.config.getoption("qnn_json") and not self.config.option.collectonly:
+            self._write_json(session)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
@@ -220,44 +274,45 @@ class Reporting:
             report.when = "call"
 
     def _collect(self, report: pytest.TestReport) -> None:
+        if self.config.getoption("qnn_json"):
+            outcome = outcome_of(report)
+            self.outcomes |= {outcome: self.outcomes.get(outcome, 0) + 1} if outcome else {}
         if not hasattr(report, "qnn_records"):
             return
         from pytest_qnn.records import json_file
         from pytest_qnn.records.collector import Collector
 
         self.collector = self.collector or Collector()
-        fresh = self.collector.add(report)
+        fresh = [*self.collector.add(report), *getattr(report, "qnn_errors", [])]
         file = project_settings(self.config).json
         if fresh and file:
             json_file.append(file, fresh)
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for line in mistake_lines(list(dict.fromkeys(self.mistakes))):
             terminalreporter.write_line(f"ERROR: {line}", red=True)
         if self.collector is not None:
             from pytest_qnn.records.terminal import write_summary
 
             write_summary(terminalreporter, self.collector)
-        if file := self.config.getoption("qnn_json"):
-            self._write_json(terminalreporter, str(file), exitstatus)
+        if self.json_note:
+            terminalreporter.write_line(self.json_note)
 
-    def _write_json(self, terminalreporter: pytest.TerminalReporter, name: str, exitstatus: int) -> None:
+    def _write_json(self, session: pytest.Session) -> None:
         from pytest_qnn.records import json_file
         from pytest_qnn.records.collector import Collector
 
         file = project_settings(self.config).json
         assert file is not None
         try:
-            outcomes = {name: len(reports) for name, reports in terminalreporter.stats.items() if name in OUTCOMES}
-            json_file.write(file, self.collector or Collector(), int(exitstatus), outcomes)
+            json_file.write(file, self.collector or Collector(), int(session.exitstatus), self.outcomes)
         except OSError as error:
-            terminalreporter.write_line(
-                f"ERROR: --qnn-json {name} could not be written ({error.strerror}); the records are in "
-                f"{json_file.partial_file(file)}",
-                red=True,
-            )
+            partial = json_file.partial_file(file)
+            rest = f"; the records are in {partial}" if partial.exists() else ""
+            self.json_note = f"ERROR: --qnn-json {file} could not be written ({error.strerror}){rest}"
+            session.exitstatus = session.exitstatus or pytest.ExitCode.INTERNAL_ERROR
         else:
-            terminalreporter.write_line(f"QNN records: {name}")
+            self.json_note = f"QNN records: {file}"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -55,7 +55,7 @@ class Run:
     Attributes:
         session: that ran them.
         samples: inputs of each inference.
-        results: outputs of each inference, in the same order.
+        results: outputs of each inference, in the same order. Read-only: copy them to change them.
         batch: whether ``outputs`` and ``inputs`` are lists.
         seconds: time of each inference inside the runtime process.
         synthetic: whether all inputs came from ``qnn_inputs``.
@@ -271,6 +271,8 @@ class Session:
             missing = [o.name for o in self.outputs if o.name not in outputs]
             if missing:
                 raise ExecutionError(f"{self.subject}: the runtime returned no output {', '.join(missing)}")
+            for array in (*sample.values(), *outputs.values()):
+                array.flags.writeable = False  # what was computed is what will be judged
             results.append(outputs)
             seconds.append(spent)
         self.bench.note_run(self)

@@ -273,8 +273,8 @@ def load_settings(
                 parsed = setting.parse(value)
             except OptionError as error:
                 raise OptionError(f"{layer}: {error}") from error
-            if isinstance(parsed, Path) and not layer.startswith("--"):
-                parsed = folder / parsed
+            if isinstance(parsed, Path):  # absolute: a test may change the current folder
+                parsed = parsed.absolute() if layer.startswith("--") else folder / parsed
             values[setting.name] = parsed
             break
     tolerances = _rules(

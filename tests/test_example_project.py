@@ -25,7 +25,7 @@ def run(folder: Path, *arguments: str) -> str:
         text=True,
         timeout=300,
         check=False,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")},
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"COLUMNS": "200"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -391,3 +391,34 @@ def test_limits_of_one_session_are_not_those_of_another(htp: Backend, models: Pa
     hasty = htp.load(models / "conv.onnx", run_timeout=1)
     assert patient._loaded.limits.run_seconds == 120
     assert hasty._loaded.limits.run_seconds == 1
+
+
+def test_an_output_scale_that_rounds_everything_away_fails(htp: Backend, models: Path, tmp_path: Path) -> None:
+    proto = onnx.load(str(models / "conv.qdq.onnx"))
+    last = next(n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.output[0] == "y")
+    scale = next(i for i in proto.graph.initializer if i.name == last.input[1])
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(1000), scale.name))
+    onnx.save(proto, str(tmp_path / "coarse.onnx"))
+    session = htp.load(tmp_path / "coarse.onnx", float_model=models / "conv.onnx")
+    with pytest.raises(AccuracyError) as caught:
+        assert_matches_reference(session.run(seeded_inputs(session, 4)))
+    assert caught.value.verdict.blame == "quantization"
+
+
+def test_outputs_that_a_test_changes_are_not_what_is_judged(htp: Backend, models: Path) -> None:
+    run = htp.load(models / "conv.onnx").run(seeded_inputs(models / "conv.onnx", 1))
+    with pytest.raises(ValueError, match="read-only"):
+        run.results[0]["y"][:] = 0
+
+
+def test_freed_sessions_that_come_back_are_still_bounded(bench: Bench, htp: Backend, tmp_path: Path) -> None:
+    from pytest_qnn.bench import KEPT_MODELS
+
+    sessions = [
+        htp.load(small_models.unary(tmp_path / f"m{i}.onnx", "Neg", shape=(1, 16 + i))) for i in range(KEPT_MODELS + 3)
+    ]
+    for _ in range(2):
+        for i, session in enumerate(sessions):
+            assert session.run(np.ones((1, 16 + i), np.float32)).output().max() < 0
+    assert len(bench._loaded) == KEPT_MODELS
+    assert sum(s._loaded._process is not None for s in sessions) <= KEPT_MODELS

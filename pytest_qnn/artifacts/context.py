@@ -31,7 +31,7 @@ class Manifest:
         model_sha256: digest of the ONNX model, with its external data.
         wrapper_sha256, binary_sha256: digests of the two files.
         binary: name of the binary, beside the wrapper.
-        backend, soc, options, onnxruntime_qnn: what it was made for and with.
+        backend, soc, options, onnxruntime_qnn, dimensions: what it was made for and with.
     """
 
     format: int
@@ -44,6 +44,7 @@ class Manifest:
     soc: str
     options: dict[str, str]
     onnxruntime_qnn: str
+    dimensions: dict[str, int]
 
     def files(self, wrapper: Path) -> tuple[tuple[str, str], ...]:
         """Path and SHA-256 of the wrapper and of the binary beside it."""
@@ -99,6 +100,7 @@ def store(made: Path, output: Path, model: Model, plan: Plan) -> Path:
         soc=plan.soc.name,
         options=dict(plan.options),
         onnxruntime_qnn=plan.versions["onnxruntime_qnn"],
+        dimensions=dict(model.dimensions),
     )
     with suppress(FileNotFoundError):
         wrapper.unlink()
@@ -142,6 +144,7 @@ def check_artifact(wrapper: Path, model: Model, plan: Plan) -> Manifest:
         ("backend", manifest.backend, plan.backend),
         ("SoC", manifest.soc, plan.soc.name if plan.soc else ""),
         ("options", manifest.options, dict(plan.options)),
+        ("dimensions", manifest.dimensions, dict(model.dimensions)),
         ("onnxruntime-qnn", manifest.onnxruntime_qnn, plan.versions["onnxruntime_qnn"]),
     ):
         if made != wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,10 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
         raise ModelError(f"{file}: the graph has no outputs: the file is truncated or not a model. Export it again")
     if dimensions is not None and not isinstance(dimensions, Mapping):
         raise ModelError(f"{file}: dimensions must be a dict such as {{'batch': 1}}, got {dimensions!r}")
-    dims = dict(dimensions or {})
+    dims = {
+        name: size if isinstance(size, bool) or not hasattr(size, "__index__") else operator.index(size)
+        for name, size in (dimensions or {}).items()
+    }
     constants = {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
     graph_inputs = [v for v in graph.input if v.name not in constants]
     encodings = _Encodings(proto, file.parent)
@@ -88,7 +92,7 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
             raise ModelError(
                 f"{file}: dimensions: the model has no dynamic dimension {name!r}; it has {sorted(named) or 'none'}"
             )
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
             raise ModelError(f"{file}: dimensions: {name!r} must be a whole number of at least 1, got {size!r}")
     files = tuple((str(f), file_digest(f)) for f in (file, *_external_files(proto, file)))
     return Model(
@@ -180,12 +184,48 @@ def _external_files(proto: Any, file: Path) -> list[Path]:
     return list(files)
 
 
+def check_unchanged(model: Model) -> None:
+    """Make sure that the model's files still have the content that they had when it was read.
+
+    Raises:
+        ModelError: one changed.
+    """
+    for path, digest in model.files:
+        if not is_unchanged(path, digest):
+            raise ModelError(
+                f"{path} changed on disk since the model was first read: load it again, and don't rewrite models while they "
+                "are tested"
+            )
+
+
 def _digest(files: Sequence[tuple[str, str]]) -> str:
     """One digest of all files: the model's own where there is no other."""
     if len(files) == 1:
         return files[0][1]
     parts = [files[0][1], *(f"{Path(name).name}:{digest}" for name, digest in files[1:])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def edge_quantizers(graph: Any) -> list[tuple[str, str]]:
+    """(name, operator) of the QuantizeLinear nodes at a graph's inputs and of the DequantizeLinear nodes at its outputs.
+
+    Nodes that only move elements may lie between: onnxruntime exchanges their order with the quantiser's.
+    """
+    constants = {i.name for i in graph.initializer}
+    at_input = {v.name for v in graph.input if v.name not in constants}
+    at_output = {v.name for v in graph.output}
+    for node in graph.node:
+        if node.op_type in _MOVES_ONLY and node.input[0] in at_input:
+            at_input.add(node.output[0])
+    for node in reversed(graph.node):
+        if node.op_type in _MOVES_ONLY and node.output[0] in at_output:
+            at_output.add(node.input[0])
+    return [
+        (n.name, n.op_type)
+        for n in graph.node
+        if (n.op_type == "QuantizeLinear" and n.input[0] in at_input)
+        or (n.op_type == "DequantizeLinear" and n.output[0] in at_output)
+    ]
 
 
 _digests: dict[tuple[str, int, int, int], str] = {}
@@ -258,13 +298,14 @@ class _Encodings:
         return None
 
     def of_output(self, name: str) -> Encoding | None:
-        node = self.producer.get(name)
+        node, moved = self.producer.get(name), False
         while node is not None:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                return self._read(node)
+                encoding = self._read(node)
+                return None if moved and encoding is not None and encoding.axis is not None else encoding
             if node.op_type not in _MOVES_ONLY:
                 return None
-            node = self.producer.get(node.input[0])
+            node, moved = self.producer.get(node.input[0]), True
         return None
 
     def is_bounded(self, name: str) -> bool:

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from pytest_qnn.errors import TargetError
+
 PROBE_INPUT = np.array([[-1.0, 0.0, 0.5, 2.0]], np.float32)
 
 
@@ -25,7 +27,22 @@ def one_node_model(operator: str) -> Iterator[Path]:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with tempfile.TemporaryDirectory(prefix="pytest-qnn-") as folder:
-        file = Path(folder, f"{operator.lower()}.onnx")
+    with temporary_folder() as folder:
+        file = folder / f"{operator.lower()}.onnx"
         onnx.save(model, str(file))
         yield file
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards.
+
+    Raises:
+        TargetError: none can be made.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="pytest-qnn-")
+    except OSError as error:
+        raise TargetError(f"no temporary folder can be made: {error.strerror or error}: see TMPDIR") from error
+    with made as folder:
+        yield Path(folder)

@@ -37,8 +37,8 @@ class Encoding:
 
     @property
     def step(self) -> float:
-        """One quantisation step in real units; of a per-channel encoding the largest."""
-        return max(self.scale)
+        """One quantisation step in real units; of a per-channel encoding the smallest, so that no channel is let off."""
+        return min(self.scale)
 
     @property
     def range(self) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import pytest
 from pytest_qnn.bench import Bench, CurrentTest
 from pytest_qnn.errors import bench_fault
 from pytest_qnn.fixtures import bench_key
+from pytest_qnn.markers import backend_requests
 from pytest_qnn.records.record import Record
 
 # of the command line: they decide results
@@ -18,10 +19,14 @@ REPEATED_OPTIONS = ("soc", "target", "cpu_library", "strict_latency", "simulated
 
 def begin_test(item: pytest.Item, bench: Bench) -> None:
     """Tell the bench which test is running, and what its marks say."""
+    follows = "qnn_backend" in getattr(item, "fixturenames", ())
+    marked = any(mark.name in ("backend", "device") for mark in item.iter_markers())
+    expected = tuple(backend_requests(item, bench.settings.backends)) if marked and not follows else None
     worker = getattr(item.config, "workerinput", {}).get("workerid", "")
     given = {name: item.config.getoption(f"qnn_{name}") for name in REPEATED_OPTIONS}
     bench.test = CurrentTest(
         nodeid=item.nodeid,
+        expected=expected,
         worker=worker,
         tolerance_marks=tuple(mark.kwargs for mark in item.iter_markers("tolerance")),
         budget_marks=tuple(mark.kwargs for mark in item.iter_markers("latency_budget")),
@@ -49,15 +54,21 @@ def attach_records(item: pytest.Item, call: pytest.CallInfo[None], report: pytes
     report.user_properties.extend(properties)  # made before we came
     report.qnn_records = fresh  # type: ignore[attr-defined]
     fault = bench_fault(call.excinfo.value) if call.excinfo is not None else None
-    if fault is not None:
-        error = {
+    happened = [*bench.pool.faults]
+    bench.pool.faults.clear()
+    if fault is not None and fault not in happened:
+        happened.append(fault)
+    report.qnn_errors = [  # type: ignore[attr-defined]
+        {
             "test": item.nodeid,
             "worker": test.worker or None,
             "phase": call.when,
-            "type": type(fault).__name__,
-            "message": str(fault),
+            "type": type(error).__name__,
+            "message": str(error),
+            "swallowed": fault is None,
         }
-        report.qnn_errors = [error]  # type: ignore[attr-defined]
+        for error in happened
+    ]
     report.qnn_ran, test.ran = sorted(set(test.ran)), []  # type: ignore[attr-defined]
 
 

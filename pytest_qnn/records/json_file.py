@@ -24,7 +24,7 @@ def partial_file(file: Path) -> Path:
 
 
 def check_writable(file: Path | None) -> None:
-    """Make the folder and start the partial file.
+    """Make the folder, start the partial file and remove an older report.
 
     Raises:
         OSError: that isn't possible.
@@ -35,6 +35,7 @@ def check_writable(file: Path | None) -> None:
     if file.is_dir():
         raise IsADirectoryError(21, "this is a folder, name a file", str(file))
     partial_file(file).write_text("", encoding="utf-8")
+    file.unlink(missing_ok=True)  # an older report must not be taken for this run's
 
 
 def append(file: Path, lines: list[dict[str, Any]]) -> None:

@@ -34,7 +34,7 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return str(value)
+        return value.encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float):

@@ -87,8 +87,12 @@ def summary_notes(collector: Collector) -> list[str]:
     for record in records:
         for output in record.get("outputs", []):
             notes += [f"! {record['subject']}, output {output['name']!r}: {text}" for text in output["warnings"]]
-    if collector.errors:
-        number = len(collector.errors)
+    notes += [
+        f"infrastructure error that its test kept to itself: {e['test']}: {e['message'].splitlines()[0]}"
+        for e in collector.errors
+        if e["swallowed"]
+    ]
+    if number := sum(not e["swallowed"] for e in collector.errors):
         notes.append(f"{number} infrastructure error{'' if number == 1 else 's'}: nothing was judged there")
     notes += [f"never judged by pytest-qnn: {subject}" for subject in collector.unjudged]
     return list(dict.fromkeys(notes))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,8 +79,16 @@ class LoadedModel:
         loads: how often it was compiled and loaded.
     """
 
-    def __init__(self, pool: ProcessPool, request: LoadRequest, subject: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        pool: ProcessPool,
+        request: LoadRequest,
+        subject: str,
+        limits: Limits,
+        on_load: Callable[[LoadedModel], None] = lambda loaded: None,
+    ) -> None:
         self.pool, self.request, self.subject, self.limits = pool, request, subject, limits
+        self._on_load = on_load
         self._session = next(_session_ids)
         self._process: RuntimeProcess | None = None
         self._loading = threading.Lock()
@@ -116,6 +125,7 @@ class LoadedModel:
             )
         self._process = process
         self.loads += 1
+        self._on_load(self)
         return LoadInfo(
             tuple((n, t, tuple(s)) for n, t, s in answer["inputs"]),
             tuple((n, t, tuple(s)) for n, t, s in answer["outputs"]),
@@ -254,7 +264,7 @@ class Placement:
 def read_placement(
     backend: str,
     assignment: Iterable[tuple[str, str, str]],
-    edge_nodes: Iterable[str],
+    edge_nodes: Sequence[tuple[str, str]],
     model_nodes: Iterable[str],
     log: Sequence[str],
 ) -> Placement:
@@ -263,11 +273,12 @@ def read_placement(
     Args:
         backend: name of the asked backend.
         assignment: (execution provider, node, operator), from the session.
-        edge_nodes: names of the model's graph-edge Quantize/DequantizeLinear nodes.
+        edge_nodes: (name, operator) of the model's graph-edge Quantize/DequantizeLinear nodes.
         model_nodes: names of all nodes of the model; nodes that aren't among them were made by onnxruntime's optimiser.
         log: the runtime's log of the load, searched for reasons.
     """
-    known, edge_names = set(model_nodes), {name for name in edge_nodes if name}  # nodes may have no names
+    known, edge_names = set(model_nodes), {name for name, _ in edge_nodes if name}  # nodes may have no names
+    left = Counter(op for _, op in edge_nodes)  # no more than the model has: generated and missing names prove little
     rows = list(assignment)
     off_backend = [(name, op) for ep, name, op in rows if ep != QNN]
     only_quantizers = all(op in ("QuantizeLinear", "DequantizeLinear") for _, op in off_backend)
@@ -278,10 +289,9 @@ def read_placement(
         nodes[key] = backend if ep == QNN else "CPU"
         if ep == QNN:
             placed += 1
-        elif op in ("QuantizeLinear", "DequantizeLinear") and (
-            name in edge_names or (only_quantizers and name not in known)
-        ):
+        elif left[op] > 0 and (name in edge_names or (only_quantizers and (not name or name not in known))):
             edges.append(key)
+            left[op] -= 1
         else:
             misplaced.append(Misplaced(name, op, reasons.get(name) or NO_REASON))
     return Placement(placed, nodes, tuple(edges), tuple(misplaced))

@@ -18,14 +18,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
+from weakref import WeakSet
 
 import psutil
 
-from pytest_qnn.errors import RuntimeCrashError, TargetMemoryError, TargetTimeoutError
+from pytest_qnn.errors import RuntimeCrashError, TargetError, TargetMemoryError, TargetTimeoutError
 from pytest_qnn.runners.shared_tensors import Arena, Array
 from pytest_qnn.runners.worker import LOG_MARK
 
@@ -50,19 +51,32 @@ class RuntimeProcess:
     Requests are answered one at a time; calls from several threads wait for each other.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, faults: list[TargetError] | None = None) -> None:
         self.name = name
+        self.faults = [] if faults is None else faults  # what went wrong, also if whoever asked keeps it to itself
         self.owner = os.getpid()
         self._lock = threading.RLock()
         self._ids = itertools.count(1)
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._log_grew = threading.Condition()
         self._log_seen = 0
+        with ExitStack() as undo:
+            self._start(undo)
+            undo.pop_all()  # all went well: nothing to undo
+        _living.add(self)
+
+    def _start(self, undo: ExitStack) -> None:
         self.inputs = Arena.create("qnn-inputs")
+        undo.callback(self.inputs.close)
         self.outputs = Arena.create("qnn-outputs")
+        undo.callback(self.outputs.close)
         ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
+        undo.callback(theirs.close)
         lifeline_read, self._lifeline = os.pipe()
+        undo.callback(os.close, self._lifeline)
         log_read, log_write = os.pipe()
+        undo.callback(os.close, log_read)
         fds = (theirs.fileno(), lifeline_read, self.inputs.fd, self.outputs.fd)
         try:
             self._process = subprocess.Popen(
@@ -116,7 +130,11 @@ class RuntimeProcess:
                 self._connection.send_bytes(json.dumps({"op": op, "id": ident, **fields}).encode())
                 answer = self._wait(op, subject, timeout, memory_mib)
             except (EOFError, OSError):
-                raise self._crash(op, subject) from None
+                self.faults.append(crash := self._crash(op, subject))
+                raise crash from None
+            except TargetError as error:  # a deadline or the memory limit: it is dead already
+                self.faults.append(error)
+                raise
             except BaseException:  # Ctrl-C and the like: the answer would come to whoever asks next
                 self.kill()
                 raise
@@ -189,13 +207,14 @@ class RuntimeProcess:
     def _read_log(self, fd: int) -> None:
         with open(fd, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                text, mark, ident = re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip().rpartition(LOG_MARK)
-                text = text if mark else ident
+                text = re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip()
+                mark = re.search(rf"{LOG_MARK}(\d+)$", text)
+                text = text[: mark.start()] if mark else text
                 if text:
                     self._log.append(text[:2000])
                 if mark:
                     with self._log_grew:
-                        self._log_seen = int(ident)
+                        self._log_seen = int(mark[1])
                         self._log_grew.notify_all()
 
     def _log_of(self, ident: int) -> list[str]:
@@ -212,6 +231,14 @@ class RuntimeProcess:
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
+    def let_go(self) -> None:
+        """Close the line to the process without ending it."""
+        with suppress(OSError):
+            self._connection.close()
+            if self._lifeline >= 0:
+                os.close(self._lifeline)
+                self._lifeline = -1
+
     def kill(self) -> None:
         """End the process and everything it started; harmless if it is gone already."""
         if self.owner != os.getpid():  # a fork of pytest: not ours to end
@@ -220,12 +247,21 @@ class RuntimeProcess:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        self._connection.close()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        self.let_go()
         self.inputs.close()
         self.outputs.close()
+
+
+_living: WeakSet[RuntimeProcess] = WeakSet()
+
+
+def _let_go_after_fork() -> None:
+    """A forked child must not keep the runtime processes of its parent alive."""
+    for process in _living:
+        process.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
 class ProcessPool:
@@ -235,6 +271,7 @@ class ProcessPool:
         self._processes: dict[str, RuntimeProcess] = {}
         self._owner = os.getpid()
         self._lock = threading.Lock()
+        self.faults: list[TargetError] = []
 
     def get(self, key: str) -> RuntimeProcess:
         """The live process for ``key``."""
@@ -245,7 +282,13 @@ class ProcessPool:
             if process is None or not process.alive:
                 if process is not None:
                     process.kill()
-                process = self._processes[key] = RuntimeProcess(key)
+                try:
+                    process = self._processes[key] = RuntimeProcess(key, self.faults)
+                except OSError as error:
+                    raise TargetError(
+                        f"no runtime process could be started ({error.strerror or error}): free some memory, processes or "
+                        "file descriptors on this host"
+                    ) from error
             return process
 
     def close(self) -> None:

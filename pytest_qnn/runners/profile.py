@@ -7,12 +7,12 @@ Qualcomm's qnn-profile-viewer: message, time, unit, source, level, identifier.
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_qnn.errors import ExecutionError
+from pytest_qnn.model.probe import temporary_folder
 from pytest_qnn.runners.ort import LoadedModel
 from pytest_qnn.runners.shared_tensors import Array
 
@@ -65,8 +65,8 @@ def profile(loaded: LoadedModel, sample: Mapping[str, Array], not_a_device: str)
     Raises:
         TargetError: as for loading and running; also if the runtime wrote nothing readable.
     """
-    with tempfile.TemporaryDirectory(prefix="pytest-qnn-") as folder:
-        file = Path(folder, "profile.csv")
+    with temporary_folder() as folder:
+        file = folder / "profile.csv"
         options = (("profiling_level", "detailed"), ("profiling_file_path", str(file)))
         request = replace(loaded.request, provider_options=loaded.request.provider_options + options)
         profiled = LoadedModel(loaded.pool, request, loaded.subject, loaded.limits)

@@ -6,15 +6,15 @@ import functools
 import hashlib
 import json
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib import metadata
-from pathlib import Path
 from typing import overload
 
 from pytest_qnn.artifacts.array_cache import ArrayCache
 from pytest_qnn.model.inputs import check_inputs
-from pytest_qnn.model.onnx_file import Model, read_model
+from pytest_qnn.model.onnx_file import Model, check_unchanged, read_model
+from pytest_qnn.model.probe import temporary_folder
 from pytest_qnn.model.tensors import digest_of_arrays
 from pytest_qnn.runners.ort import CPU, LoadedModel, LoadRequest
 from pytest_qnn.runners.process import Limits
@@ -37,7 +37,7 @@ class ReferenceRunner:
     ) -> None:
         self._load, self._cache, self._limits = load, cache, limits
         self._twins: dict[str, Model] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folders = ExitStack()
 
     def run(self, model: Model, inputs: Mapping[str, Array], level: str = LEVEL) -> dict[str, Array]:
         """The model's outputs on onnxruntime's CPU provider at a graph optimisation level.
@@ -67,7 +67,9 @@ class ReferenceRunner:
                 log_severity=3,
             )
             loaded = self._load(request, f"{model.path.name} on the onnxruntime reference", self._limits)
-            return loaded.run(inputs)[0]
+            outputs, _ = loaded.run(inputs)
+            check_unchanged(model)  # external data is mapped, not copied: what was kept must be what the digest says
+            return outputs
 
         return self._cache.get(key, compute, wait_seconds=2 * self._limits.run_seconds)
 
@@ -80,17 +82,15 @@ class ReferenceRunner:
         from pytest_qnn.model.rounding import without_rounding
 
         if model.digest not in self._twins:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="pytest-qnn-")
-            file = Path(self._folder.name, f"{model.digest[:16]}.onnx")
+            file = self._folders.enter_context(temporary_folder()) / f"{model.digest[:16]}.onnx"
             without_rounding(model.path, file)
+            check_unchanged(model)
             self._twins[model.digest] = read_model(file, dict(model.dimensions))
         return self._twins[model.digest]
 
     def close(self) -> None:
         """Remove temporary files; bring the cache to its size."""
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._folders.close()
         if self._cache.misses:
             self._cache.prune()
 

@@ -65,9 +65,9 @@ class Arena:
     def close(self) -> None:
         """Give the memory back."""
         self._map = None
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _nbytes(place: Mapping[str, Any]) -> int:

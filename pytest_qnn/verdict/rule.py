@@ -144,7 +144,7 @@ def apply_rule(evidence: Evidence, *, precision: str, bounded: bool = False, con
     if ruined:
         failures.append(
             f"quantization: its SQNR against float is {decibels(x.f2, x.noise):.1f} dB (limit {_ruined_db(evidence, c):g} dB): "
-            "it leaves nothing to compare"
+            "it leaves nothing to compare. If this output is next to zero on these inputs, use some that make it vary"
         )
     undecidable = _reference_failures(evidence, x, c)
     blame = "none"
@@ -320,7 +320,9 @@ def _informative(evidence: Evidence, c: Constants) -> bool:
 
 def _ruined(evidence: Evidence, c: Constants) -> bool:
     """Whether q has lost f; without an encoding there is no quantisation to blame."""
-    s, floor = evidence.sums, evidence.sums.n * (c.rounding_steps * (evidence.step or 0.0)) ** 2
+    s, floor = evidence.sums, 0.0
+    if s.n < c.few_elements:  # a few small numbers may all be rounded to zero without any harm
+        floor = s.n * (c.rounding_steps * (evidence.step or 0.0)) ** 2
     return evidence.has_float and decibels(s.f2, s.g2) < _ruined_db(evidence, c) and s.g2 > floor
 
 
