@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_qnn.errors import BackendUnavailableError
-from pytest_qnn.markers import BackendRequest
-
 if TYPE_CHECKING:
     from pytest_qnn.backend import Backend
     from pytest_qnn.bench import Bench
@@ -62,6 +59,9 @@ def qnn_backend(request: pytest.FixtureRequest) -> Backend:
 
     Skips if the backend isn't there, saying what is missing; ``--qnn-require`` makes that an error.
     """
+    from pytest_qnn.errors import BackendUnavailableError
+    from pytest_qnn.markers import BackendRequest
+
     bench = open_bench(request.config)
     wanted = getattr(request, "param", None)
     if wanted is None:  # asked for with getfixturevalue: nothing could be parametrised

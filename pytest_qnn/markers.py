@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.errors import OptionError
+from pytest_qnn.interface import MARKER_NAMES
 
 if TYPE_CHECKING:
     import pytest
-
-MARKERS = (
-    "backend(*names, **options): run on these QNN backends (htp, cpu, gpu), with options of the backend",
-    "device(soc=, htp_arch=, serial=, kind=): what the target must be",
-    "tolerance(steps=, absolute=, relative=, sqnr_db=, cosine=, top_k=, output=): limits for assert_matches_reference",
-    "latency_budget(p50_ms=, p95_ms=, p99_ms=, throughput_ips=, peak_memory_mb=): limits for assert_latency",
-)
-NAMES = ("backend", "device", "tolerance", "latency_budget")
 
 
 @dataclass(frozen=True)
@@ -174,7 +167,7 @@ def check_names(definition: Any) -> None:
 
     registered = {line.partition("(")[0].partition(":")[0].strip() for line in definition.config.getini("markers")}
     for mark in definition.iter_markers():
-        if mark.name not in registered and (close := difflib.get_close_matches(mark.name, NAMES, 1, cutoff=0.8)):
+        if mark.name not in registered and (close := difflib.get_close_matches(mark.name, MARKER_NAMES, 1, cutoff=0.8)):
             raise OptionError(f"unknown mark {mark.name!r}: did you mean {close[0]!r}?")
 
 

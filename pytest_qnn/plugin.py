@@ -12,8 +12,6 @@ import _pytest
 import pluggy
 import pytest
 
-from pytest_qnn import markers
-from pytest_qnn.errors import OptionError, QnnError, bench_fault
 from pytest_qnn.fixtures import (
     begin,
     bench_key,
@@ -24,15 +22,17 @@ from pytest_qnn.fixtures import (
     qnn_inputs,
     qnn_target,
 )
-from pytest_qnn.settings import SETTINGS, Settings, load_settings, project_keys
+from pytest_qnn.interface import MARKER_NAMES, MARKERS, SETTINGS, may_have_table
 
 if TYPE_CHECKING:
+    from pytest_qnn.errors import QnnError
     from pytest_qnn.records.collector import Collector
+    from pytest_qnn.settings import Settings
 
 __all__ = ["onnx_reference", "qnn_backend", "qnn_inputs", "qnn_target"]
 
-settings_key = pytest.StashKey[Settings]()
-mistakes_key = pytest.StashKey[list[str]]()
+settings_key: pytest.StashKey[Settings] = pytest.StashKey()
+mistakes_key: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 def project_settings(config: pytest.Config) -> Settings:
@@ -42,6 +42,9 @@ def project_settings(config: pytest.Config) -> Settings:
         pytest.UsageError: an unknown key or a bad value.
     """
     if settings_key not in config.stash:
+        from pytest_qnn.errors import OptionError
+        from pytest_qnn.settings import load_settings
+
         given = {s.name: config.getoption(f"qnn_{s.name}") for s in SETTINGS}
         ini = {s.name: config.getini(f"qnn_{s.name}") for s in SETTINGS if s.ini}
         folder = config.inipath.parent if config.inipath else config.rootpath
@@ -62,12 +65,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest = f"qnn_{setting.name}"
         if setting.flag:
             group.addoption(flag, dest=dest, action="store_true", default=None, help=setting.help)
-        elif setting.optional_value:
+        elif setting.alone:
             group.addoption(
                 flag,
                 dest=dest,
                 nargs="?",
-                const=setting.optional_value,
+                const=setting.alone,
                 metavar=setting.metavar,
                 help=setting.help,
             )
@@ -78,12 +81,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for line in markers.MARKERS:
+    for line in MARKERS:
         config.addinivalue_line("markers", line)
     config.stash[mistakes_key] = []
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Reporting(config), "qnn-reporting")
-    if any(config.getoption(f"qnn_{s.name}") is not None for s in SETTINGS) or project_keys(config.rootpath):
+    if any(config.getoption(f"qnn_{s.name}") is not None for s in SETTINGS) or may_have_table(config.rootpath):
         project_settings(config)  # a typo must not wait for the first test that would have noticed
     if config.getoption("qnn_json") and not hasattr(config, "workerinput") and not config.option.collectonly:
         from pytest_qnn.records.json_file import check_writable
@@ -104,8 +107,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     definition = metafunc.definition
     uses = "qnn_backend" in metafunc.fixturenames
-    if not uses and not any(mark.name in markers.NAMES for mark in definition.iter_markers()):
+    if not uses and not any(mark.name in MARKER_NAMES for mark in definition.iter_markers()):
         return
+    from pytest_qnn import markers
+    from pytest_qnn.errors import OptionError
+
     try:
         markers.check_names(definition)
         requests = markers.backend_requests(definition, project_settings(metafunc.config).backends)
@@ -134,7 +140,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     found: list[str] = config.stash[mistakes_key]
-    found += unreachable_marks(config, items)
+    if any("qnn_backend" in getattr(item, "fixturenames", ()) for item in items):
+        found += unreachable_marks(config, items)
     mistakes = list(dict.fromkeys(found))
     if mistakes and hasattr(config, "workerinput"):
         # a worker that raises takes xdist down with it: run nothing, and let the controller say why
@@ -146,6 +153,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def unreachable_marks(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """Tests whose backend was chosen before all of their marks were there: it would not be the one they name."""
+    from pytest_qnn import markers
+    from pytest_qnn.errors import OptionError
+
     mistakes = []
     for item in items:
         if "qnn_backend" not in getattr(item, "fixturenames", ()) or not hasattr(item, "callspec"):
@@ -188,21 +198,26 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    has_frames = True
-    if call.excinfo is not None and isinstance(call.excinfo.value, QnnError):
-        has_frames = hide_own_frames(call.excinfo.value)
-        if has_frames:
-            call.excinfo = pytest.ExceptionInfo.from_exception(call.excinfo.value)
-    report = yield
-    if call.excinfo is not None and not has_frames:
-        report.longrepr = call.excinfo.exconly()  # from a fixture of ours: there is no line of the test to show
-    if call.excinfo is not None and bench_fault(call.excinfo.value) is not None:
-        # an error, not a failure, whatever phase it came from; and no xfail may turn it into a pass
-        report.outcome = "failed"
-        report.qnn_bench_fault = True  # type: ignore[attr-defined]
-        if hasattr(report, "wasxfail"):
-            del report.wasxfail
-            report.longrepr = item.repr_failure(call.excinfo)
+    if call.excinfo is None:
+        report = yield
+    else:
+        from pytest_qnn.errors import QnnError, bench_fault
+
+        has_frames = True
+        if isinstance(call.excinfo.value, QnnError):
+            has_frames = hide_own_frames(call.excinfo.value)
+            if has_frames:
+                call.excinfo = pytest.ExceptionInfo.from_exception(call.excinfo.value)
+        report = yield
+        if not has_frames:
+            report.longrepr = call.excinfo.exconly()  # from a fixture of ours: there is no line of the test to show
+        if bench_fault(call.excinfo.value) is not None:
+            # an error, not a failure, whatever phase it came from; and no xfail may turn it into a pass
+            report.outcome = "failed"
+            report.qnn_bench_fault = True  # type: ignore[attr-defined]
+            if hasattr(report, "wasxfail"):
+                del report.wasxfail
+                report.longrepr = item.repr_failure(call.excinfo)
     if bench_key in item.config.stash:
         from pytest_qnn.records.collector import attach_records
 

@@ -1,8 +1,6 @@
 """What a project configured: command line, then pytest's ini file, then ``[tool.pytest_qnn]``, then the default.
 
-One table, :data:`SETTINGS`, is the only place that names a setting; the command-line option ``--qnn-<name>``, the ini value
-``qnn_<name>`` and the key in ``[tool.pytest_qnn]`` all follow from it. This module imports nothing heavy: pytest loads it
-in every run.
+The names stand in :mod:`pytest_qnn.interface`; here are their types, their defaults and the merging.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_qnn.errors import OptionError
+from pytest_qnn.interface import SETTINGS
 
 BACKENDS = ("htp", "cpu", "gpu")
 DEFAULT_SOC = "SM8650"
@@ -98,54 +97,21 @@ def _soc(value: object) -> str:
     return find_soc(_text(str(value))).name
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One thing that a project can configure."""
-
-    name: str
-    parse: Callable[[object], Any]
-    default: Any
-    help: str
-    metavar: str = "VALUE"
-    flag: bool = False  # a switch without a value on the command line
-    optional_value: str | None = None  # what `--qnn-name` alone means
-    ini: bool = True  # may stand in pytest's ini file and in [tool.pytest_qnn]
-
-
-SETTINGS = (
-    Setting(
-        "backends",
-        _names(BACKENDS, "backend"),
-        ("htp",),
-        "backends of tests that have no backend mark",
-        "NAMES",
-    ),
-    Setting("target", _target, "simulator", "where models run: simulator (this x86-64 Linux host)", "NAME"),
-    Setting("soc", _soc, DEFAULT_SOC, f"SoC to compile for and to simulate (default {DEFAULT_SOC})", "SOC"),
-    Setting(
-        "require",
-        _required,
-        (),
-        "backends that must be there: a missing one is an error and not a skip (alone: whichever a test asks for)",
-        "NAMES",
-        optional_value="all",
-    ),
-    Setting("cpu_library", _path, None, "QNN's CPU backend library (libQnnCpu.so)", "FILE"),
-    Setting("cache_dir", _path, None, "folder of the cache of reference results", "DIR"),
-    Setting("cache_limit_mb", _positive, 2048.0, "size limit of that cache, in MiB", "MIB"),
-    Setting("load_timeout", _positive, 300.0, "seconds that compiling and loading a model may take", "SECONDS"),
-    Setting("run_timeout", _positive, 120.0, "seconds that one inference may take", "SECONDS"),
-    Setting("memory_limit_mb", _positive, 8192.0, "memory that a runtime process may use, in MiB", "MIB"),
-    Setting("strict_latency", _flag, False, "a latency budget that can't be decided fails the test", flag=True),
-    Setting(
-        "simulated_latency",
-        _flag,
-        False,
-        "compare latencies that were not measured on a Snapdragon with budgets",
-        flag=True,
-    ),
-    Setting("json", _path, None, "write one record per judged run to FILE", "FILE", ini=False),
-)
+PARSERS: Mapping[str, Callable[[object], Any]] = {
+    "backends": _names(BACKENDS, "backend"),
+    "target": _target,
+    "soc": _soc,
+    "require": _required,
+    "cpu_library": _path,
+    "cache_dir": _path,
+    "cache_limit_mb": _positive,
+    "load_timeout": _positive,
+    "run_timeout": _positive,
+    "memory_limit_mb": _positive,
+    "strict_latency": _flag,
+    "simulated_latency": _flag,
+    "json": _path,
+}
 
 
 @dataclass(frozen=True)
@@ -214,15 +180,6 @@ def read_project_table(folder: Path) -> dict[str, Any]:
     return table
 
 
-def project_keys(folder: Path) -> bool:
-    """Whether ``folder/pyproject.toml`` may have a table of ours: a cheap look, without parsing."""
-    try:
-        text = (folder / "pyproject.toml").read_bytes()
-        return b"tool.pytest_qnn" in text or b"tool.pytest-qnn" in text
-    except OSError:
-        return False
-
-
 def _rules(table: object, what: str, allowed: Iterable[str], selectors: Sequence[str]) -> tuple[Rule, ...]:
     where = f"[[tool.pytest_qnn.{what}]]"
     if isinstance(table, dict):
@@ -270,7 +227,7 @@ def load_settings(
             if value is None or value == "":
                 continue
             try:
-                parsed = setting.parse(value)
+                parsed = PARSERS[setting.name](value)
             except OptionError as error:
                 raise OptionError(f"{layer}: {error}") from error
             if isinstance(parsed, Path):  # absolute: a test may change the current folder

@@ -35,11 +35,9 @@ def test_an_unused_plugin_imports_the_standard_library_only(
     assert added <= set(sys.stdlib_module_names), "imports something that isn't in the standard library"
     assert ours <= {
         "pytest_qnn",
-        "pytest_qnn.errors",
         "pytest_qnn.fixtures",
-        "pytest_qnn.markers",
+        "pytest_qnn.interface",
         "pytest_qnn.plugin",
-        "pytest_qnn.settings",
     }
 
 

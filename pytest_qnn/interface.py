@@ -1,0 +1,63 @@
+"""The names that pytest must know in every run: markers and settings. Kept as plain as can be, for it is always loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MARKERS = (
+    "backend(*names, **options): run on these QNN backends (htp, cpu, gpu), with options of the backend",
+    "device(soc=, htp_arch=, serial=, kind=): what the target must be",
+    "tolerance(steps=, absolute=, relative=, sqnr_db=, cosine=, top_k=, output=): limits for assert_matches_reference",
+    "latency_budget(p50_ms=, p95_ms=, p99_ms=, throughput_ips=, peak_memory_mb=): limits for assert_latency",
+)
+MARKER_NAMES = ("backend", "device", "tolerance", "latency_budget")
+
+
+class Setting:
+    """One thing that a project can configure: ``--qnn-<name>``, ``qnn_<name>``, ``[tool.pytest_qnn] <name>``.
+
+    Attributes:
+        name, help, metavar: for the command line.
+        flag: a switch without a value on the command line.
+        alone: what ``--qnn-<name>`` without a value means, where it may stand alone.
+        ini: whether it may stand in pytest's ini file and in ``[tool.pytest_qnn]``.
+    """
+
+    __slots__ = ("alone", "flag", "help", "ini", "metavar", "name")
+
+    def __init__(
+        self, name: str, help: str, metavar: str = "", *, flag: bool = False, alone: str = "", ini: bool = True
+    ) -> None:
+        self.name, self.help, self.metavar = name, help, metavar
+        self.flag, self.alone, self.ini = flag, alone, ini
+
+
+SETTINGS = (
+    Setting("backends", "backends of tests that have no backend mark", "NAMES"),
+    Setting("target", "where models run: simulator (this x86-64 Linux host)", "NAME"),
+    Setting("soc", "SoC to compile for and to simulate (default SM8650)", "SOC"),
+    Setting(
+        "require",
+        "backends that must be there: a missing one is an error and not a skip (alone: whichever a test asks for)",
+        "NAMES",
+        alone="all",
+    ),
+    Setting("cpu_library", "QNN's CPU backend library (libQnnCpu.so)", "FILE"),
+    Setting("cache_dir", "folder of the cache of reference results", "DIR"),
+    Setting("cache_limit_mb", "size limit of that cache, in MiB", "MIB"),
+    Setting("load_timeout", "seconds that compiling and loading a model may take", "SECONDS"),
+    Setting("run_timeout", "seconds that one inference may take", "SECONDS"),
+    Setting("memory_limit_mb", "memory that a runtime process may use, in MiB", "MIB"),
+    Setting("strict_latency", "a latency budget that can't be decided fails the test", flag=True),
+    Setting("simulated_latency", "compare latencies that were not measured on a Snapdragon with budgets", flag=True),
+    Setting("json", "write one record per judged run to FILE", "FILE", ini=False),
+)
+
+
+def may_have_table(folder: Path) -> bool:
+    """Whether ``folder/pyproject.toml`` may have a table of ours: a cheap look, without parsing."""
+    try:
+        text = (folder / "pyproject.toml").read_bytes()
+    except OSError:
+        return False
+    return b"tool.pytest_qnn" in text or b"tool.pytest-qnn" in text
