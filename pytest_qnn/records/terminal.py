@@ -29,7 +29,7 @@ DISPENSABLE = (
     "p95 ms",
     "SoC",
 )  # left out, in this order, where the terminal is too narrow
-WIDTH_OF_A_FILE = 180  # columns, where no terminal says how many there are
+WIDTH_OF_A_FILE = 200  # columns, where no terminal says how many there are
 _SEVERITY = ("fail", "undecided", "pass", "not judged")  # a pass says more than a latency that wasn't judged
 _STYLES = {"fail": "red", "undecided": "yellow", "pass": "green", "not judged": "yellow"}
 
