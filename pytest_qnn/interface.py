@@ -54,6 +54,16 @@ SETTINGS = (
 )
 
 
+def project_folder(start: Path) -> Path:
+    """The nearest folder from ``start`` upwards, within the repository, that has a ``pyproject.toml``; else ``start``."""
+    for folder in (start, *start.parents):
+        if (folder / "pyproject.toml").is_file():
+            return folder
+        if (folder / ".git").exists():
+            break
+    return start
+
+
 def may_have_table(folder: Path) -> bool:
     """Whether ``folder/pyproject.toml`` may have a table of ours: a cheap look, without parsing."""
     try:

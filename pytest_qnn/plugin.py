@@ -22,7 +22,7 @@ from pytest_qnn.fixtures import (
     qnn_inputs,
     qnn_target,
 )
-from pytest_qnn.interface import MARKER_NAMES, MARKERS, SETTINGS, may_have_table
+from pytest_qnn.interface import MARKER_NAMES, MARKERS, SETTINGS, may_have_table, project_folder
 
 if TYPE_CHECKING:
     from pytest_qnn.errors import QnnError
@@ -47,7 +47,7 @@ def project_settings(config: pytest.Config) -> Settings:
 
         given = {s.name: config.getoption(f"qnn_{s.name}") for s in SETTINGS}
         ini = {s.name: config.getini(f"qnn_{s.name}") for s in SETTINGS if s.ini}
-        folder = config.inipath.parent if config.inipath else config.rootpath
+        folder = project_folder(config.inipath.parent if config.inipath else config.rootpath)
         try:
             config.stash[settings_key] = load_settings(folder, given, ini)
         except OptionError as error:
@@ -86,7 +86,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[mistakes_key] = []
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Reporting(config), "qnn-reporting")
-    if any(config.getoption(f"qnn_{s.name}") is not None for s in SETTINGS) or may_have_table(config.rootpath):
+    if any(config.getoption(f"qnn_{s.name}") is not None for s in SETTINGS) or may_have_table(
+        project_folder(config.rootpath)
+    ):
         project_settings(config)  # a typo must not wait for the first test that would have noticed
     if config.getoption("qnn_json") and not hasattr(config, "workerinput") and not config.option.collectonly:
         from pytest_qnn.records.json_file import check_writable
@@ -130,9 +132,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     in_test_case = isinstance(item, pytest.Function) and getattr(item.cls, "setUpClass", None) is not None
-    if in_test_case and any(item.iter_markers("backend")):
+    asks = any(item.iter_markers("backend")) or "qnn_backend" in getattr(item, "fixturenames", ())
+    if in_test_case and asks:
         item.config.stash[mistakes_key].append(
-            f"{item.nodeid}: a unittest.TestCase can't take fixtures, so the backend mark would do nothing: make it a "
+            f"{item.nodeid}: a unittest.TestCase can't take fixtures, so marks can't choose its backend: make it a "
             "plain class or function that asks for qnn_backend"
         )
 

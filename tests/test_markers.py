@@ -183,6 +183,16 @@ def test_a_unittest_case_is_told_that_it_cannot_take_fixtures(pytester: pytest.P
     result.stderr.fnmatch_lines(["*TestA::test_a: a unittest.TestCase can't take fixtures*"])
 
 
+def test_a_unittest_case_that_gets_the_backend_by_an_autouse_fixture_is_told_too(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        "import unittest, pytest\n@pytest.fixture(autouse=True)\ndef model(qnn_backend): ...\n"
+        "class TestA(unittest.TestCase):\n    @unittest.expectedFailure\n    def test_a(self): ..."
+    )
+    result = pytester.runpytest_inprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*TestA::test_a: a unittest.TestCase can't take fixtures*"])
+
+
 def test_markers_are_registered(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess("--markers")
     result.stdout.fnmatch_lines(

@@ -57,6 +57,15 @@ def test_mistakes_name_the_layer_and_the_key(tmp_path: Path, table: str, message
         load_settings(project(tmp_path, table))
 
 
+def test_the_table_is_found_above_pytests_own_ini_file(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml("[tool.pytest_qnn]\nbackends = ['cpu']\n")
+    tests = pytester.mkdir("tests")
+    (tests / "pytest.ini").write_text("[pytest]\n")
+    (tests / "test_it.py").write_text("def test_a(qnn_backend): ...")
+    result = pytester.runpytest_inprocess("--collect-only", "-q", tests)
+    result.stdout.fnmatch_lines(["*test_it.py::test_a[[]cpu[]]"])
+
+
 def test_a_table_with_a_hyphen_is_not_ignored(pytester: pytest.Pytester) -> None:
     pytester.makepyprojecttoml("[tool.pytest-qnn]\nsoc = 'SM8550'\n")
     pytester.makepyfile("def test_a(): ...")
