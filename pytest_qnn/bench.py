@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import threading
 from collections import OrderedDict
@@ -162,7 +163,10 @@ class Bench:
             if (folder / file).exists():
                 return folder / file
         folders = dict.fromkeys([str(Path.cwd()), str(self.root)])
-        raise ModelError(f"{file}: there is no such file in {' or '.join(folders)}. Check the path")
+        beside = [f.name for folder in folders for f in (Path(folder) / file).parent.glob("*.onnx")]
+        close = difflib.get_close_matches(file.name, beside, n=1)
+        hint = f"Did you mean {str(file.with_name(close[0]))!r}?" if close else "Check the path"
+        raise ModelError(f"{file}: there is no such file in {' or '.join(folders)}. {hint}")
 
     def note_run(self, session: Session) -> None:
         """Remember that the running test used a backend, so that a test that judges nothing can be named."""

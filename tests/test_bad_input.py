@@ -119,6 +119,12 @@ def test_external_data_outside_of_the_folder_is_not_followed(htp: Backend, model
         htp.load(tmp_path / "m.onnx")
 
 
+def test_a_misspelt_file_name_is_recognized(htp: Backend, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(models)
+    with pytest.raises(ModelError, match=r"conv.onx: there is no such file in .* Did you mean 'conv.onnx'\?"):
+        htp.load("conv.qdq.onnx", float_model="conv.onx")
+
+
 # --- dynamic dimensions ---------------------------------------------------------------------------------------------------
 
 

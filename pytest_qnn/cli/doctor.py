@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -158,7 +157,3 @@ def _devices() -> Check:
         return _check("adb", "devices", None, f"no adb server on port {address[1]}: none asked")
     lines = [line for line in answer[8:].decode(errors="replace").splitlines() if line.strip()]
     return _check("adb", "devices", None, ", ".join(line.replace("\t", " ") for line in lines) or "none attached")
-
-
-if __name__ == "__main__":
-    sys.exit(run(argparse.Namespace(require="", soc=None, json=False)))

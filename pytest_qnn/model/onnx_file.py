@@ -32,7 +32,6 @@ class Model:
         dimensions: sizes given to named dynamic dimensions.
         quantized: whether it has QuantizeLinear or DequantizeLinear nodes.
         activation_bits, weight_bits: bit widths found at those nodes, ascending.
-        node_count: nodes of the main graph.
         context: whether it is a wrapper around a QNN context binary (EPContext nodes).
         bounded_outputs: outputs that come from a sigmoid, softmax or tanh.
         files: path and SHA-256 of the file and of each external data file.
@@ -46,7 +45,6 @@ class Model:
     quantized: bool
     activation_bits: tuple[int, ...]
     weight_bits: tuple[int, ...]
-    node_count: int
     context: bool
     bounded_outputs: frozenset[str] = frozenset()
     files: tuple[tuple[str, str], ...] = ()
@@ -105,7 +103,6 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
         quantized=any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node),
         activation_bits=encodings.activation_bits(),
         weight_bits=encodings.weight_bits(),
-        node_count=len(graph.node),
         context=any(n.op_type == "EPContext" for n in graph.node),
         bounded_outputs=frozenset(v.name for v in graph.output if encodings.is_bounded(v.name)),
     )
