@@ -13,7 +13,7 @@ from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.records.failure import accuracy_message, latency_message, placement_message
 from pytest_qnn.records.record import make_record
-from pytest_qnn.runners.ort import Misplaced, Placement
+from pytest_qnn.runners.placement import Misplaced, Placement
 from pytest_qnn.runners.reference import CHECK_LEVEL, LEVEL
 from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.session import Measurement, Run, Session

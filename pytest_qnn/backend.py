@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_qnn.artifacts.context import check_artifact, compile_settings, store
+from pytest_qnn.artifacts.context import copy_to, read_artifact
+from pytest_qnn.artifacts.context_cache import Context
 from pytest_qnn.devices.soc import find_soc
-from pytest_qnn.errors import ArtifactError, ModelError, OptionError, PlacementError, UsageError
+from pytest_qnn.errors import ArtifactError, OptionError, UsageError
 from pytest_qnn.markers import BackendRequest
-from pytest_qnn.model.onnx_file import Model, edge_quantizers, load_proto, read_model
-from pytest_qnn.model.tensors import TensorSpec
-from pytest_qnn.runners.ort import QNN, LoadedModel, LoadRequest, Placement, read_placement
+from pytest_qnn.model.onnx_file import Model, load_proto, read_model
+from pytest_qnn.model.pair import read_pair, usable
+from pytest_qnn.provisioning import Order, Provisioned, compile_order, keep_context, provide, provide_given
+from pytest_qnn.runners.placement import Placement
 from pytest_qnn.runners.process import Limits
-from pytest_qnn.session import Artifact, Session
+from pytest_qnn.session import Session
 from pytest_qnn.settings import unknown_name
 from pytest_qnn.targets.target import Plan
 
@@ -85,44 +84,29 @@ class Backend:
         """
         plan = self._plan(options)
         limits = self._limits(load_timeout, run_timeout)
-        asked, original = self._models(model, float_model, dimensions)
-        executed, notes = self._executed(plan, asked, original)
-        wrapper, manifest = None, None
-        if artifact is not None:
-            wrapper = self.bench.locate(artifact)
-            if plan.backend != "htp":
-                raise UsageError(f"artifact={wrapper.name}: context binaries are for htp, this is {plan.backend}")
-            manifest = check_artifact(wrapper, executed, plan)
-        subject = f"{asked.path.name} on {self.name} ({plan.place})"
-        request = LoadRequest(
-            model=str(wrapper or executed.path),
-            files=manifest.files(wrapper) if manifest and wrapper else executed.files,
-            process=plan.process,
-            provider=QNN,
-            provider_options=plan.provider_options,
-            dimensions=() if manifest else executed.dimensions,
+        asked, original = read_pair(
+            self.bench.locate(model), None if float_model is None else self.bench.locate(float_model), dimensions
         )
-        loaded = self.bench.load_shared(request, subject, limits)
-        placement = self._placement(executed, request, loaded, subject, limits)
-        if not placement.backend:
-            raise PlacementError(_nothing_placed(subject, self.name, placement, loaded.info.log))
+        executed, notes = self._executed(plan, asked, original)
+        subject = f"{asked.path.name} on {self.name} ({plan.place})"
+        order = Order(self.bench, plan, executed, subject, limits)
+        if artifact is None:
+            provided = provide(order)
+        else:
+            provided = self._provide_given(order, self.bench.locate(artifact))
         in_float = self.bench.float_precision(plan)
         return Session(
             self.bench,
             plan,
-            loaded,
+            provided.loaded,
             model=asked,
             float_model=original,
             executed=executed,
-            placement=placement,
+            placement=provided.placement,
             precision=executed.precision if executed.quantized else in_float,
             unquantized_precision=in_float,
-            artifact=(
-                Artifact("context binary", manifest.binary_sha256, str(wrapper))
-                if manifest
-                else Artifact("compiled in memory", self._digest(executed, plan))
-            ),
-            allow_cpu=_allowed(allow_cpu, placement, load_proto(executed.path)),
+            artifact=provided.artifact,
+            allow_cpu=_allowed(allow_cpu, provided.placement, load_proto(executed.path)),
             notes=notes,
         )
 
@@ -146,30 +130,28 @@ class Backend:
             ArtifactError: the model doesn't become a single context, or ``output`` can't be written.
         """
         plan = self._plan(options)
-        if plan.backend != "htp":
+        if not plan.has_contexts:
             raise UsageError(f"context binaries are for htp, not for {plan.backend}")
-        source = _usable(read_model(self.bench.locate(model), dimensions))
+        source = usable(read_model(self.bench.locate(model), dimensions))
+        subject = f"{source.path.name} on {self.name} ({plan.place})"
+        order = Order(self.bench, plan, source, subject, self._limits(load_timeout, None))
         folder = Path(output).expanduser().absolute()
+        stem = f"{source.path.name.removesuffix('.onnx')}.{plan.soc.name if plan.soc else plan.backend}"
         try:
+            if kept := keep_context(order):
+                return copy_to(kept[0].wrapper, kept[0].manifest, folder, stem)
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as work:
-                made = Path(work, "model.onnx")
-                request = LoadRequest(
-                    model=str(source.path),
-                    files=source.files,
-                    process=plan.process,
-                    provider=QNN,
-                    provider_options=plan.provider_options,
-                    dimensions=source.dimensions,
-                    config=compile_settings(made),
-                )
-                subject = f"{source.path.name} on {self.name} ({plan.place})"
-                LoadedModel(self.bench.pool, request, subject, self._limits(load_timeout, None)).close()
-                if not made.is_file():
-                    raise ArtifactError(f"{subject}: the runtime made no context: none of the nodes run on {self.name}")
-                return store(made, folder, source, plan)
+                wrapper = Path(work, "model.ctx.onnx")
+                self.bench.artifacts["compiled"] += 1
+                return copy_to(wrapper, compile_order(order, wrapper), folder, stem)
         except OSError as error:
             raise ArtifactError(f"{folder}: can't be written: {error.strerror or error}") from error
+
+    def _provide_given(self, order: Order, file: Path) -> Provisioned:
+        if not order.plan.has_contexts:
+            raise UsageError(f"artifact={file.name}: context binaries are for htp, this is {self.name}")
+        return provide_given(order, Context(file, read_artifact(file)))
 
     def _plan(self, options: dict[str, object]) -> Plan:
         self.bench.test.check(self._request)
@@ -188,31 +170,6 @@ class Backend:
             default.memory_mib,
         )
 
-    def _models(
-        self, model: FilePath, float_model: FilePath | None, dimensions: Mapping[str, int] | None
-    ) -> tuple[Model, Model | None]:
-        """The model and its float original, with the same sizes given to their dynamic dimensions.
-
-        The float original's are taken from the model where it has them fixed: models are often fixed while quantising.
-        """
-        file = self.bench.locate(model)
-        if float_model is None:
-            return _usable(read_model(file, dimensions)), None
-        float_file = self.bench.locate(float_model)
-        free = open_dimensions(read_model(float_file)), open_dimensions(read_model(file))
-        given = dict(dimensions or {})
-        asked = _usable(read_model(file, {n: s for n, s in given.items() if n in free[1] or n not in free[0]}))
-        original = read_model(float_file)
-        if original.quantized:
-            raise ModelError(
-                f"float_model {original.path.name} is itself quantised ({original.precision}): pass the float original that "
-                f"{asked.path.name} was quantised from"
-                + ("" if asked.quantized else f"; it looks as if {asked.path.name} were that, and the two exchanged")
-            )
-        _check_twins(asked, original)
-        sizes = {n: s for n, s in given.items() if n in free[0]}
-        return asked, read_model(float_file, {**_sizes_of(original, asked), **sizes})
-
     def _executed(self, plan: Plan, asked: Model, original: Model | None) -> tuple[Model, tuple[str, ...]]:
         """The model that really runs, and what a record must say of that."""
         if not (plan.float_only and asked.quantized):
@@ -224,26 +181,7 @@ class Backend:
                 f"leave {self.name!r} out"
             )
         note = f"QNN {self.name} computes in float only: the float model ran in place of the QDQ model"
-        return _usable(original), (note,)
-
-    def _digest(self, model: Model, plan: Plan) -> str:
-        versions = {**self.bench.versions, **plan.versions}
-        key = json.dumps([model.digest, plan.provider_options, model.dimensions, versions], sort_keys=True)
-        return hashlib.sha256(key.encode()).hexdigest()
-
-    def _placement(
-        self, model: Model, request: LoadRequest, loaded: LoadedModel, subject: str, limits: Limits
-    ) -> Placement:
-        graph = load_proto(model.path).graph
-        names = [n.name for n in graph.node]
-        edges = edge_quantizers(graph)
-        placement = read_placement(self.name, loaded.info.placement, edges, names, loaded.info.log)
-        if placement.misplaced:
-            # the reasons stand in the verbose log only: ask for that where there is something to explain
-            verbose = LoadedModel(self.bench.pool, replace(request, log_severity=0), subject, limits)
-            verbose.close()
-            placement = read_placement(self.name, loaded.info.placement, edges, names, verbose.info.log)
-        return placement
+        return usable(original), (note,)
 
 
 def _seconds(name: str, value: float | None, default: float) -> float:
@@ -252,22 +190,6 @@ def _seconds(name: str, value: float | None, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise OptionError(f"{name} must be a number of seconds greater than 0, got {value!r}")
     return float(value)
-
-
-def open_dimensions(model: Model) -> set[str]:
-    """Names of a model's dynamic dimensions."""
-    return {name for spec in model.inputs + model.outputs for name in spec.unbound}
-
-
-def _sizes_of(original: Model, asked: Model) -> dict[str, int]:
-    """Sizes that ``asked`` has where its float original has named dynamic dimensions."""
-    fixed = {spec.name: spec.shape for spec in asked.inputs + asked.outputs}
-    return {
-        name: size
-        for spec in original.inputs + original.outputs
-        for name, size in zip(spec.shape, fixed.get(spec.name, ()), strict=False)
-        if isinstance(name, str) and not name.startswith("?") and isinstance(size, int)
-    }
 
 
 def _allowed(allow_cpu: bool | Iterable[str], placement: Placement, proto: Any) -> bool | frozenset[str]:
@@ -282,69 +204,3 @@ def _allowed(allow_cpu: bool | Iterable[str], placement: Placement, proto: Any) 
         if name not in known:
             raise OptionError(f"allow_cpu: {unknown_name('operator or node', name, known)[:300]}")
     return frozenset(allow_cpu)
-
-
-def _nothing_placed(subject: str, backend: str, placement: Placement, log: Iterable[str]) -> str:
-    lines = [
-        f"{subject}: none of the model's {placement.total} nodes run on {backend}: all of them fell back to onnxruntime's "
-        "CPU provider"
-    ]
-    lines += [f"  {node}" for node in placement.misplaced[:10]]
-    lines += [f"  log: {line[:300]}" for line in log if "[E:" in line][-4:]
-    return "\n".join(lines)
-
-
-def _usable(model: Model) -> Model:
-    """The model, if QNN can run such a graph at all.
-
-    Raises:
-        ModelError: no inputs, dynamic or empty dimensions, or a context binary's wrapper.
-    """
-    if model.context:
-        raise ModelError(
-            f"{model.path}: this is the wrapper of a context binary, which can't be judged alone: load the model that it "
-            "was made from, with artifact=... naming this file"
-        )
-    if not model.inputs:
-        raise ModelError(f"{model.path}: the model has no inputs: QNN can't run such a graph")
-    for spec in model.inputs:
-        if spec.unbound:
-            names = ", ".join(spec.unbound)
-            raise ModelError(
-                f"{model.path}: input {spec.describe()} has dynamic dimensions ({names}), and QNN runs fixed shapes only: "
-                + (
-                    f"pass dimensions={{{spec.unbound[0]!r}: 1}} to load()"
-                    if not spec.unbound[0].startswith("?")
-                    else "fix the shape in the model, e.g. with onnxruntime.tools.make_dynamic_shape_fixed"
-                )
-            )
-        if any(size == 0 for size in spec.shape):
-            raise ModelError(f"{model.path}: input {spec.describe()} has no elements: QNN crashes on such shapes")
-    return model
-
-
-def _check_twins(model: Model, original: Model) -> None:
-    for what, ours, theirs in (
-        ("input", model.inputs, original.inputs),
-        ("output", model.outputs, original.outputs),
-    ):
-        mine, other = {t.name: t for t in ours}, {t.name: t for t in theirs}
-        if mine.keys() != other.keys():
-            raise ModelError(
-                f"float_model {original.path.name} is not the original of {model.path.name}: its {what}s are "
-                f"{sorted(other)}, not {sorted(mine)}"
-            )
-        for name, spec in mine.items():
-            if not _compatible(spec, other[name]):
-                raise ModelError(
-                    f"float_model {original.path.name} is not the original of {model.path.name}: {what} "
-                    f"{other[name].describe()} there, {spec.describe()} here"
-                )
-
-
-def _compatible(spec: TensorSpec, other: TensorSpec) -> bool:
-    same_shape = len(spec.shape) == len(other.shape) and all(
-        a == b or isinstance(a, str) or isinstance(b, str) for a, b in zip(spec.shape, other.shape, strict=True)
-    )
-    same_type = spec.dtype == other.dtype or (spec.encoding is not None and other.dtype == "float32")
-    return same_shape and same_type

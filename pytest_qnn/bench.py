@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_qnn.artifacts.array_cache import ArrayCache
+from pytest_qnn.artifacts.cache_folder import CacheFolder
 from pytest_qnn.backend import Backend
 from pytest_qnn.errors import BackendUnavailableError, ModelError, UsageError
 from pytest_qnn.markers import BackendRequest
@@ -66,6 +66,10 @@ class Bench:
     Args:
         settings: of the project.
         root: pytest's root folder; paths in commands are relative to it.
+
+    Attributes:
+        artifacts: how often a model was "compiled" for a backend, "reused" from the cache, "rebuilt" because its entry was
+            damaged, or loaded on a backend that has no compiled form ("in_memory"), since this was last cleared.
     """
 
     def __init__(self, settings: Settings, root: Path | None = None) -> None:
@@ -75,11 +79,9 @@ class Bench:
         self.limits = Limits(settings.load_timeout, settings.run_timeout, settings.memory_limit_mb)
         self._loaded: OrderedDict[tuple[LoadRequest, str, Limits], LoadedModel] = OrderedDict()
         self._loading = threading.RLock()
-        self.references = ReferenceRunner(
-            self.load_shared,
-            ArrayCache(settings.cache_dir or default_cache_folder(), settings.cache_limit_mb),
-            self.limits,
-        )
+        self.cache = CacheFolder(settings.cache_dir, settings.cache_limit_mb, enabled=not settings.no_cache)
+        self.references = ReferenceRunner(self.load_shared, self.cache.references, self.limits)
+        self.artifacts: Counter[str] = Counter()
         self.test = CurrentTest()
         self._precision: dict[str, str] = {}
 
@@ -106,11 +108,13 @@ class Bench:
             raise BackendUnavailableError(f"backend {request.name!r} is not available: {reason}")
         return Backend(self, request)
 
-    def load_shared(self, request: LoadRequest, subject: str, limits: Limits) -> LoadedModel:
-        """A loaded model for ``request``: the one that is there, or a new one."""
+    def load_shared(
+        self, request: LoadRequest, subject: str, limits: Limits, prepare: Callable[[], object] = lambda: None
+    ) -> LoadedModel:
+        """A loaded model for ``request``: the one that is there, or a new one (``prepare``: see :class:`LoadedModel`)."""
         with self._loading:
             loaded = self._loaded.get((request, subject, limits))
-            return loaded or LoadedModel(self.pool, request, subject, limits, self._keep)
+            return loaded or LoadedModel(self.pool, request, subject, limits, self._keep, prepare)
 
     def _keep(self, loaded: LoadedModel) -> None:
         """Remember what was just loaded, also once more after a crash or after it was freed; free the oldest."""
@@ -123,7 +127,7 @@ class Bench:
     def float_precision(self, plan: Plan) -> str:
         """What a backend computes float models in, found out by running one: "float32" or "float16"."""
         if plan.process not in self._precision:
-            from pytest_qnn.runners.precision import probe_precision
+            from pytest_qnn.precision import probe_precision
 
             self._precision[plan.process] = probe_precision(self, plan)
         return self._precision[plan.process]
@@ -176,10 +180,4 @@ class Bench:
         """End the runtime processes; nothing is left running."""
         self.pool.close()
         self.references.close()
-
-
-def default_cache_folder() -> Path:
-    """``pytest-qnn/references`` in the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("pytest-qnn") / "references"
+        self.cache.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_qnn.runners.ort import Placement
+    from pytest_qnn.runners.placement import Placement
     from pytest_qnn.verdict.judge import AccuracyVerdict
     from pytest_qnn.verdict.latency import LatencyVerdict
 

@@ -13,7 +13,9 @@ from pytest_qnn.errors import ExecutionError, InputError
 from pytest_qnn.model.inputs import SeededSample, check_inputs
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
-from pytest_qnn.runners.ort import LoadedModel, Placement
+from pytest_qnn.provisioning import Artifact
+from pytest_qnn.runners.ort import LoadedModel
+from pytest_qnn.runners.placement import Placement
 from pytest_qnn.runners.profile import Profile, profile
 from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.settings import unknown_name
@@ -31,21 +33,6 @@ if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
 
 Inputs = Mapping[str, Array] | Array
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """What a session executes.
-
-    Attributes:
-        kind: "compiled in memory" or "context binary".
-        digest: SHA-256 over everything that decides it: model, options, SoC and versions; or of the binary itself.
-        path: file of a context binary.
-    """
-
-    kind: str
-    digest: str
-    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +181,7 @@ class Session:
 
     @property
     def loads(self) -> int:
-        """How often the model was compiled and loaded in this pytest process: 1, or more after a crash."""
+        """How often the model was loaded in this pytest process: 1, or more after a crash."""
         return self._loaded.loads
 
     @property
@@ -211,7 +198,13 @@ class Session:
             },
             "float_model": self.float_model and {"file": str(self.float_model.path), "sha256": self.float_model.digest},
             "executed": "float_model" if self.executed is self.float_model else "model",
-            "artifact": {"kind": self.artifact.kind, "sha256": self.artifact.digest},
+            "artifact": {
+                "kind": self.artifact.kind,
+                "source": self.artifact.source,
+                "sha256": self.artifact.digest,
+                "bytes": self.artifact.size,
+                "partitions": self.artifact.partitions,
+            },
             "backend": plan.backend,
             "options": dict(plan.options),
             "target": plan.target,

@@ -105,6 +105,7 @@ PARSERS: Mapping[str, Callable[[object], Any]] = {
     "cpu_library": _path,
     "cache_dir": _path,
     "cache_limit_mb": _positive,
+    "no_cache": _flag,
     "load_timeout": _positive,
     "run_timeout": _positive,
     "memory_limit_mb": _positive,
@@ -145,6 +146,7 @@ class Settings:
     cpu_library: Path | None = None
     cache_dir: Path | None = None
     cache_limit_mb: float = 2048.0
+    no_cache: bool = False
     load_timeout: float = 300.0
     run_timeout: float = 120.0
     memory_limit_mb: float = 8192.0

@@ -83,7 +83,7 @@ def project(
 ) -> Callable[..., pytest.RunResult]:
     """Run a project whose test file has the given text: ``project(text, "-n2", ...)``.
 
-    The folder has the models; the reference cache is the test's own.
+    The folder has the models; the cache is the test's own.
     """
     needs_simulator()
     monkeypatch.setenv("COLUMNS", "200")
@@ -93,7 +93,7 @@ def project(
     def run(text: str, *arguments: str) -> pytest.RunResult:
         if text:
             pytester.makepyfile(test_it="import pytest\nfrom pytest_qnn import *\n" + text)
-        cache = f"--qnn-cache-dir={pytester.path / 'references'}"
+        cache = f"--qnn-cache-dir={pytester.path / 'cache'}"
         return pytester.runpytest_subprocess("-p", "no:cacheprovider", cache, *arguments, timeout=120)
 
     return run

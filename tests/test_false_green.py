@@ -123,7 +123,7 @@ def test_a_context_binary_gives_the_results_of_a_fresh_compile(htp: Backend, mod
 
 
 def test_a_context_binary_for_another_soc_is_refused(htp: Backend, models: Path, context: Path) -> None:
-    with pytest.raises(ArtifactError, match="made for SoC SM8650, but SM8550 is asked for"):
+    with pytest.raises(ArtifactError, match=r"made for SoC SM8650 \(v75\), but SM8550 \(v73\) is asked for"):
         htp.load(models / "conv.qdq.onnx", artifact=context, soc="SM8550")
 
 

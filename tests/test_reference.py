@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_qnn.artifacts.array_cache import ArrayCache, CacheUnusableWarning
+from pytest_qnn.artifacts.array_cache import ArrayCache
+from pytest_qnn.artifacts.content_cache import CacheUnusableWarning, prune
 from pytest_qnn.bench import Bench
 from pytest_qnn.model.inputs import seeded_inputs
 from pytest_qnn.model.onnx_file import read_model
@@ -83,17 +84,17 @@ def test_level_input_and_model_decide_the_entry(bench: Bench, models: Path) -> N
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
 def test_a_damaged_entry_is_computed_again(tmp_path: Path, damage: str) -> None:
-    cache, compute = ArrayCache(tmp_path, 100), Counted(size=1000)
-    cache.get(KEY, compute, 10)
+    cache, compute = ArrayCache(tmp_path), Counted(size=1000)
+    cache.compute(KEY, compute, 10)
     (entry,) = entries(tmp_path)
     content = bytearray(entry.read_bytes())
     content[len(content) // 2] ^= 0xFF
     entry.write_bytes(
         {"truncated": entry.read_bytes()[:-50], "flipped": bytes(content), "empty": b"", "text": b"hello"}[damage]
     )
-    assert np.array_equal(cache.get(KEY, compute, 10)["y"], np.ones(1000, np.float32))
+    assert np.array_equal(cache.compute(KEY, compute, 10)["y"], np.ones(1000, np.float32))
     assert compute.calls == 2
-    cache.get(KEY, compute, 10)
+    cache.compute(KEY, compute, 10)
     assert compute.calls == 2, "the new entry is good"
 
 
@@ -101,9 +102,9 @@ def test_threads_that_want_the_same_compute_it_once(tmp_path: Path) -> None:
     compute, together = Counted(), threading.Barrier(4)
 
     def ask() -> None:
-        cache = ArrayCache(tmp_path, 100)
+        cache = ArrayCache(tmp_path)
         together.wait()
-        cache.get(KEY, compute, 10)
+        cache.compute(KEY, compute, 10)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -120,7 +121,7 @@ from pytest_qnn.artifacts.array_cache import ArrayCache
 def compute():
     print("computing", flush=True)
     time.sleep(60)
-ArrayCache(Path(sys.argv[1]), 100).get(sys.argv[2], compute, 10)
+ArrayCache(Path(sys.argv[1])).compute(sys.argv[2], compute, 10)
 """
 
 
@@ -132,7 +133,7 @@ def test_a_process_killed_while_it_computes_blocks_nobody(tmp_path: Path) -> Non
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    ArrayCache(tmp_path, 100).get(KEY, compute, 30)
+    ArrayCache(tmp_path).compute(KEY, compute, 30)
     assert compute.calls == 1
     assert len(entries(tmp_path)) == 1
 
@@ -143,7 +144,7 @@ def test_who_waits_too_long_for_another_computes_itself(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "computing\n"
         compute = Counted()
-        ArrayCache(tmp_path, 100).get(KEY, compute, 0.2)
+        ArrayCache(tmp_path).compute(KEY, compute, 0.2)
         assert compute.calls == 1
     finally:
         holder.kill()
@@ -155,10 +156,10 @@ def test_who_waits_too_long_for_another_computes_itself(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_done_without_and_said_once(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")
-    cache, compute = ArrayCache(file / "cache", 100), Counted()
-    with pytest.warns(CacheUnusableWarning, match="can't be used .* computed anew each time") as caught:
+    cache, compute = ArrayCache(file / "cache"), Counted()
+    with pytest.warns(CacheUnusableWarning, match="can't be used .* made anew each time") as caught:
         for _ in range(2):
-            assert cache.get(KEY, compute, 10)["y"].tolist() == [1, 1, 1, 1]
+            assert cache.compute(KEY, compute, 10)["y"].tolist() == [1, 1, 1, 1]
     assert compute.calls == 2
     assert len(caught) == 1
 
@@ -169,27 +170,27 @@ def test_a_full_disk_leaves_no_half_entry(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.warns(CacheUnusableWarning, match="No space left on device"):
-        ArrayCache(tmp_path, 100).get(KEY, Counted(), 10)
+        ArrayCache(tmp_path).compute(KEY, Counted(), 10)
     assert [f.suffix for f in tmp_path.rglob("*") if f.is_file()] in ([], [".lock"])
 
 
 def test_the_least_recently_used_entries_go_first(tmp_path: Path) -> None:
-    cache = ArrayCache(tmp_path, 2.5)
+    cache = ArrayCache(tmp_path)
     quarter = (1 << 20) // 4
     for i, name in enumerate("abc"):
-        cache.get(name * 64, Counted(size=quarter), 10)
+        cache.compute(name * 64, Counted(size=quarter), 10)
         os.utime(tmp_path / (name * 2) / f"{name * 64}.npz", (i, i))
-    cache.get("a" * 64, Counted(), 10)  # used just now
-    assert cache.prune() == 1
+    cache.compute("a" * 64, Counted(), 10)  # used just now
+    assert prune([cache], 2.5) == 1
     assert [entry.name[0] for entry in entries(tmp_path)] == ["a", "c"]
 
 
 @pytest.mark.parametrize("name", ["a/b", "../../x", "weird \n name", "ünï", "", "x" * 200])
 def test_any_tensor_name_can_be_kept(tmp_path: Path, name: str) -> None:
-    cache = ArrayCache(tmp_path, 10)
+    cache = ArrayCache(tmp_path)
     value = np.arange(3)
-    cache.get(KEY, lambda: {name: value}, 10)
-    found = cache.get(KEY, Counted(), 10)
+    cache.compute(KEY, lambda: {name: value}, 10)
+    found = cache.compute(KEY, Counted(), 10)
     assert list(found) == [name]
     assert np.array_equal(found[name], value)
     assert all(file.is_relative_to(tmp_path) for file in entries(tmp_path))

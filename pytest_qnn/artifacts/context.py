@@ -1,4 +1,4 @@
-"""QNN context binaries: made on this host, and checked before they run.
+"""QNN context binaries: what one was made from and for, and checks before it runs.
 
 The runtime itself checks next to nothing: on x86-64 a binary made for one SoC loads under any other, and one with flipped
 bytes may load and compute something else. So a manifest beside the wrapper says what the binary was made from and for,
@@ -7,49 +7,133 @@ with digests, and nothing is loaded that doesn't match it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from pytest_qnn.errors import ArtifactError
-from pytest_qnn.model.onnx_file import Model, file_digest, load_proto
-from pytest_qnn.targets.target import Plan
+from pytest_qnn.errors import ArtifactError, ModelError
+from pytest_qnn.model.onnx_file import file_digest, load_proto
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a model is compiled to.
+
+    Attributes:
+        model_sha256: digest of the ONNX model, with its external data.
+        dimensions: sizes given to its dynamic dimensions.
+        backend, soc: what for.
+        options: of the backend, those that decide the result.
+        onnxruntime, onnxruntime_qnn: releases of what compiles.
+    """
+
+    model_sha256: str
+    dimensions: Mapping[str, int]
+    backend: str
+    soc: str
+    options: Mapping[str, str]
+    onnxruntime: str
+    onnxruntime_qnn: str
+
+    @property
+    def key(self) -> str:
+        """SHA-256 over all of it."""
+        text = json.dumps([FORMAT, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a context binary was made from and for.
+    """What a context binary is.
 
     Attributes:
         format: version of this file's layout.
-        model_sha256: digest of the ONNX model, with its external data.
+        recipe: what it was made from and for.
+        model: name of the model's file.
+        htp_arch: Hexagon architecture of the SoC, e.g. 75.
+        qnn: release of the QNN SDK inside the execution provider, as the provider writes it.
         wrapper_sha256, binary_sha256: digests of the two files.
         binary: name of the binary, beside the wrapper.
-        backend, soc, options, onnxruntime_qnn, dimensions: what it was made for and with.
+        binary_size: bytes.
+        partitions: number of graphs in it: 1 if the backend took the whole model.
+        placement: (execution provider, node, operator) of each of the model's nodes, as onnxruntime assigned them.
+        reasons: why the backend refused nodes, by name.
+        compile_seconds: how long it took on the host that made it.
     """
 
     format: int
+    recipe: Recipe
     model: str
-    model_sha256: str
+    htp_arch: int
+    qnn: str
     wrapper_sha256: str
     binary: str
     binary_sha256: str
-    backend: str
-    soc: str
-    options: dict[str, str]
-    onnxruntime_qnn: str
-    dimensions: dict[str, int]
+    binary_size: int
+    partitions: int
+    placement: tuple[tuple[str, str, str], ...]
+    reasons: Mapping[str, str]
+    compile_seconds: float
 
-    def files(self, wrapper: Path) -> tuple[tuple[str, str], ...]:
-        """Path and SHA-256 of the wrapper and of the binary beside it."""
-        binary = wrapper.parent / Path(self.binary).name
-        return (str(wrapper), self.wrapper_sha256), (str(binary), self.binary_sha256)
+    def write(self, wrapper: Path) -> None:
+        """Write it beside its wrapper, in one piece."""
+        draft = manifest_file(wrapper).with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        os.replace(draft, manifest_file(wrapper))
+
+    def check_files(self, wrapper: Path) -> None:
+        """Make sure that the wrapper and its binary are the ones that the manifest speaks of.
+
+        Raises:
+            ArtifactError: one is missing, altered or truncated.
+        """
+        for file, digest in ((wrapper, self.wrapper_sha256), (wrapper.parent / self.binary, self.binary_sha256)):
+            try:
+                found = file_digest(file)
+            except OSError as error:
+                raise ArtifactError(f"{wrapper}: {file.name} is missing ({error.strerror}): {_AGAIN}") from None
+            if found != digest:
+                raise ArtifactError(f"{file}: altered or truncated since it was made (its SHA-256 differs): {_AGAIN}")
+
+    def check_fits(self, wrapper: Path, wanted: Recipe, htp_arch: int) -> None:
+        """Make sure that the artifact was made from and for what is asked for.
+
+        Raises:
+            ArtifactError: it wasn't; the message names what differs.
+        """
+        made = self.recipe
+        pairs = (
+            ("model", f"{self.model} ({made.model_sha256[:12]})", made.model_sha256, wanted.model_sha256),
+            ("backend", made.backend, made.backend, wanted.backend),
+            ("SoC", f"{made.soc} (v{self.htp_arch})", made.soc, wanted.soc),
+            ("options", dict(made.options), dict(made.options), dict(wanted.options)),
+            ("dimensions", dict(made.dimensions), dict(made.dimensions), dict(wanted.dimensions)),
+            (
+                "onnxruntime-qnn",
+                f"{made.onnxruntime_qnn} (QNN {self.qnn})",
+                made.onnxruntime_qnn,
+                wanted.onnxruntime_qnn,
+            ),
+        )
+        asked = {"SoC": f"{wanted.soc} (v{htp_arch})", "model": f"one with digest {wanted.model_sha256[:12]}"}
+        for what, shown, ours, theirs in pairs:
+            if ours != theirs:
+                raise ArtifactError(
+                    f"{wrapper}: made for {what} {shown}, but {asked.get(what, theirs)} is asked for: {_AGAIN}"
+                )
+
+
+_AGAIN = "compile it again with 'pytest-qnn compile' or backend.compile()"
 
 
 def manifest_file(wrapper: Path) -> Path:
@@ -57,96 +141,122 @@ def manifest_file(wrapper: Path) -> Path:
     return wrapper.with_name(wrapper.name + ".json")
 
 
-def compile_settings(wrapper: Path) -> tuple[tuple[str, str], ...]:
-    """Session configuration entries that make onnxruntime write a context binary and its wrapper."""
-    return (
-        ("ep.context_enable", "1"),
-        ("ep.context_file_path", str(wrapper)),
-        ("ep.context_embed_mode", "0"),
+def read_manifest(wrapper: Path) -> Manifest:
+    """The manifest of a wrapper.
+
+    Raises:
+        ArtifactError: the wrapper or its manifest is missing, or it is no manifest of this release.
+    """
+    file = manifest_file(wrapper)
+    if not wrapper.is_file():
+        raise ArtifactError(f"{wrapper}: the artifact doesn't exist: {_AGAIN}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ArtifactError(f"{file}: format {values['format']!r}, this release reads {FORMAT}: {_AGAIN}")
+        return _manifest(values)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{wrapper}: its manifest {file.name} is missing, and without it nobody can tell what the binary was made for: "
+            f"{_AGAIN}; or, if it was built elsewhere, pass its .bin"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{file}: not a manifest ({error}): {_AGAIN}") from error
+
+
+def _manifest(values: dict[str, Any]) -> Manifest:
+    expected = {field.name for field in fields(Manifest)}
+    if values.keys() != expected:
+        raise ValueError(f"fields {sorted(values.keys() ^ expected)}")
+    placement = tuple((str(ep), str(node), str(op)) for ep, node, op in values["placement"])
+    if Path(values["binary"]).name != values["binary"]:
+        raise ValueError(f"binary {values['binary']!r} is not a file name")
+    return Manifest(**{**values, "recipe": Recipe(**values["recipe"]), "placement": placement})
+
+
+def finish(
+    wrapper: Path,
+    recipe: Recipe,
+    model: str,
+    htp_arch: int,
+    placement: tuple[tuple[str, str, str], ...],
+    reasons: Mapping[str, str],
+    seconds: float,
+) -> Manifest:
+    """Write the manifest of a freshly made wrapper and binary.
+
+    Raises:
+        ArtifactError: the runtime made something else than one binary.
+    """
+    contexts, binary = _contexts(load_proto(wrapper), wrapper)
+    sdk = next((a.s.decode() for a in contexts[0].attribute if a.name == "ep_sdk_version"), "unknown")
+    manifest = Manifest(
+        format=FORMAT,
+        recipe=recipe,
+        model=model,
+        htp_arch=htp_arch,
+        qnn=sdk,
+        wrapper_sha256=file_digest(wrapper),
+        binary=binary,
+        binary_sha256=file_digest(wrapper.parent / binary),
+        binary_size=(wrapper.parent / binary).stat().st_size,
+        partitions=len(contexts),
+        placement=placement,
+        reasons=reasons,
+        compile_seconds=round(seconds, 3),
     )
+    manifest.write(wrapper)
+    return manifest
 
 
-def store(made: Path, output: Path, model: Model, plan: Plan) -> Path:
-    """Move a freshly made wrapper and its binary to the folder ``output`` and write their manifest.
+def copy_to(wrapper: Path, manifest: Manifest, output: Path, stem: str) -> Path:
+    """Copy an artifact into the folder ``output`` as ``STEM.ctx.onnx``, ``STEM.bin`` and a manifest.
 
     The wrapper comes last: while it is missing, nothing there can be taken for a finished artifact.
 
+    Returns:
+        The wrapper's copy.
+
     Raises:
-        ArtifactError: the runtime made no binary.
         OSError: ``output`` can't be written.
     """
-    assert plan.soc is not None
-    proto = load_proto(made)
+    output.mkdir(parents=True, exist_ok=True)
+    copied, binary = output / f"{stem}.ctx.onnx", f"{stem}.bin"
+    proto = load_proto(wrapper)
+    for node in _contexts(proto, wrapper)[0]:
+        for attribute in node.attribute:
+            if attribute.name == "ep_cache_context":
+                attribute.s = binary.encode()
+    with tempfile.TemporaryDirectory(dir=output, prefix=".compile-") as work:
+        draft = Path(work, copied.name)
+        shutil.copyfile(wrapper.parent / manifest.binary, Path(work, binary))
+        onnx.save(proto, str(draft))
+        copy = replace(manifest, binary=binary, wrapper_sha256=file_digest(draft))
+        copy.write(draft)
+        copied.unlink(missing_ok=True)
+        for file in (Path(work, binary), manifest_file(draft), draft):
+            os.replace(file, output / file.name)
+    return copied
+
+
+def _contexts(proto: Any, wrapper: Path) -> tuple[list[Any], str]:
+    """The EPContext nodes of a wrapper, and the name of the one binary that they share."""
     nodes = [n for n in proto.graph.node if n.op_type == "EPContext"]
-    if len(nodes) != 1:
-        raise ArtifactError(
-            f"{model.path.name}: the runtime split the model into {len(nodes)} contexts; one is needed: see which nodes "
-            "don't run on the backend with assert_fully_offloaded"
-        )
-    attribute = next(a for a in nodes[0].attribute if a.name == "ep_cache_context")
-    stem = f"{model.path.name.removesuffix('.onnx')}.{plan.soc.name}"
-    wrapper, binary = output / f"{stem}.ctx.onnx", output / f"{stem}.bin"
-    source = made.parent / attribute.s.decode()
-    attribute.s = binary.name.encode()
-    onnx.save(proto, str(made))
-    manifest = Manifest(
-        format=FORMAT,
-        model=model.path.name,
-        model_sha256=model.digest,
-        wrapper_sha256=file_digest(made),
-        binary=binary.name,
-        binary_sha256=file_digest(source),
-        backend=plan.backend,
-        soc=plan.soc.name,
-        options=dict(plan.options),
-        onnxruntime_qnn=plan.versions["onnxruntime_qnn"],
-        dimensions=dict(model.dimensions),
-    )
-    with suppress(FileNotFoundError):
-        wrapper.unlink()
-    os.replace(source, binary)
-    draft = made.with_suffix(".json")
-    draft.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-    os.replace(draft, manifest_file(wrapper))
-    os.replace(made, wrapper)
-    return wrapper
+    names = {a.s.decode(errors="replace") for n in nodes for a in n.attribute if a.name == "ep_cache_context" and a.s}
+    if not nodes or len(names) != 1:
+        raise ArtifactError(f"{wrapper}: the runtime made {len(nodes)} contexts in {len(names)} binaries, not in one")
+    return nodes, names.pop()
 
 
-def check_artifact(wrapper: Path, model: Model, plan: Plan) -> Manifest:
-    """Make sure that a context binary is what its manifest says, and fits the model and the plan.
+def read_artifact(wrapper: Path) -> Manifest:
+    """The manifest of a wrapper, whose files were checked.
 
     Raises:
-        ArtifactError: no manifest, altered or truncated files, or made from another model or for another SoC, other
-            options or another QNN release.
+        ArtifactError: it is incomplete, altered or truncated.
     """
-    again = "compile it again with backend.compile()"
-    if not wrapper.is_file():
-        raise ArtifactError(f"{wrapper}: the artifact doesn't exist: {again}")
+    manifest = read_manifest(wrapper)
     try:
-        manifest = Manifest(**json.loads(manifest_file(wrapper).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{wrapper}: its manifest {manifest_file(wrapper).name} is missing, and without it nobody can tell what the "
-            f"binary was made for: {again}"
-        ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{manifest_file(wrapper)}: not a manifest ({error}): {again}") from error
-    if manifest.format != FORMAT:
-        raise ArtifactError(f"{manifest_file(wrapper)}: format {manifest.format}, this release reads {FORMAT}: {again}")
-    for name, digest in manifest.files(wrapper):
-        file = Path(name)
-        if not file.is_file():
-            raise ArtifactError(f"{wrapper}: {file.name} is missing: {again}")
-        if file_digest(file) != digest:
-            raise ArtifactError(f"{file}: altered or truncated since it was made (its SHA-256 differs): {again}")
-    for what, made, wanted in (
-        ("model", manifest.model_sha256, model.digest),
-        ("backend", manifest.backend, plan.backend),
-        ("SoC", manifest.soc, plan.soc.name if plan.soc else ""),
-        ("options", manifest.options, dict(plan.options)),
-        ("dimensions", manifest.dimensions, dict(model.dimensions)),
-        ("onnxruntime-qnn", manifest.onnxruntime_qnn, plan.versions["onnxruntime_qnn"]),
-    ):
-        if made != wanted:
-            raise ArtifactError(f"{wrapper}: made for {what} {made}, but {wanted} is asked for: {again}")
+        manifest.check_files(wrapper)
+    except ModelError as error:
+        raise ArtifactError(str(error)) from error
     return manifest

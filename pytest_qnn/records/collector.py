@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,8 @@ def attach_records(item: pytest.Item, call: pytest.CallInfo[None], report: pytes
         for error in happened
     ]
     report.qnn_ran, test.ran = sorted(set(test.ran)), []  # type: ignore[attr-defined]
+    report.qnn_artifacts = dict(bench.artifacts)  # type: ignore[attr-defined]
+    bench.artifacts.clear()
 
 
 def junit_properties(record: Record) -> dict[str, object]:
@@ -114,6 +117,7 @@ class Collector:
     records: list[Record] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
+    artifacts: Counter[str] = field(default_factory=Counter)
 
     def add(self, report: pytest.TestReport) -> list[Record]:
         """Take what a report carries; returns its records."""
@@ -121,6 +125,7 @@ class Collector:
         self.records += fresh
         self.errors += getattr(report, "qnn_errors", [])
         self.ran.update(getattr(report, "qnn_ran", []))
+        self.artifacts.update(getattr(report, "qnn_artifacts", {}))
         for record in fresh:
             record["test_outcome"] = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
         return fresh

@@ -10,7 +10,7 @@ from pytest_qnn.verdict.latency import LatencyVerdict
 
 if TYPE_CHECKING:
     from pytest_qnn.records.record import Record
-    from pytest_qnn.runners.ort import Misplaced
+    from pytest_qnn.runners.placement import Misplaced
     from pytest_qnn.session import Session
 
 SHOWN_OUTPUTS = 3

@@ -54,7 +54,8 @@ def write(file: Path, collector: Collector, exit_status: int, outcomes: dict[str
     Raises:
         OSError: it can't be written; the partial file stays.
     """
-    run = {"exit_status": exit_status, "interrupted": exit_status == 2, "outcomes": outcomes}
+    artifacts = {name: collector.artifacts[name] for name in ("compiled", "reused", "rebuilt", "in_memory")}
+    run = {"exit_status": exit_status, "interrupted": exit_status == 2, "outcomes": outcomes, "artifacts": artifacts}
     report = {"schema": SCHEMA_VERSION, "run": run, "records": collector.records, "errors": collector.errors}
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:

@@ -1,12 +1,10 @@
-"""onnxruntime in a runtime process: loading, running and timing one model, and where its nodes went."""
+"""onnxruntime in a runtime process: loading, running and timing one model."""
 
 from __future__ import annotations
 
 import itertools
-import re
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,8 +73,12 @@ _session_ids = itertools.count(1)
 class LoadedModel:
     """A model in a runtime process. If the process is gone, the next use loads it into a fresh one.
 
+    Args:
+        on_load: told whenever it was loaded.
+        prepare: called before it is loaded, each time: puts back files that may have gone since.
+
     Attributes:
-        loads: how often it was compiled and loaded.
+        loads: how often it was loaded.
     """
 
     def __init__(
@@ -86,9 +88,10 @@ class LoadedModel:
         subject: str,
         limits: Limits,
         on_load: Callable[[LoadedModel], None] = lambda loaded: None,
+        prepare: Callable[[], object] = lambda: None,
     ) -> None:
         self.pool, self.request, self.subject, self.limits = pool, request, subject, limits
-        self._on_load = on_load
+        self._on_load, self._prepare = on_load, prepare
         self._session = next(_session_ids)
         self._process: RuntimeProcess | None = None
         self._loading = threading.Lock()
@@ -96,6 +99,7 @@ class LoadedModel:
         self.info = self._load()
 
     def _load(self) -> LoadInfo:
+        self._prepare()
         process = self.pool.get(self.request.process)
         r = self.request
         answer = process.request(
@@ -213,107 +217,3 @@ def _load_error(subject: str, answer: Mapping[str, Any], provider: str) -> Excep
 def _log_tail(answer: Mapping[str, Any], lines: int = 6) -> str:
     tail = [line for line in answer.get("log", []) if line.strip()][-lines:]
     return "".join(f"\n  {line[:300]}" for line in tail)
-
-
-# --- placement --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Misplaced:
-    """A node that did not run where it was asked to: its name, operator, and why, as far as the runtime says."""
-
-    name: str
-    op_type: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name or '(unnamed)'} ({self.op_type}): {self.reason}"
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the nodes of a session ran.
-
-    Attributes:
-        backend: how many nodes the asked backend took.
-        nodes: node name -> the backend's name or "CPU" (onnxruntime's own CPU provider).
-        edges: graph-edge Quantize/DequantizeLinear nodes on onnxruntime's CPU provider: allowed.
-        misplaced: every other node that ran there: not allowed.
-    """
-
-    backend: int
-    nodes: Mapping[str, str]
-    edges: tuple[str, ...]
-    misplaced: tuple[Misplaced, ...]
-
-    @property
-    def total(self) -> int:
-        """All nodes, after onnxruntime's own optimisation."""
-        return self.backend + len(self.edges) + len(self.misplaced)
-
-    def describe(self) -> str:
-        """``12 of 14 nodes on the backend, 2 graph-edge Quantize/Dequantize on the host's CPU``"""
-        text = f"{self.backend} of {self.total} nodes on the backend"
-        if self.edges:
-            text += f", {len(self.edges)} graph-edge Quantize/Dequantize on the host's CPU"
-        if self.misplaced:
-            text += f", {len(self.misplaced)} fell back to onnxruntime's CPU provider"
-        return text
-
-
-def read_placement(
-    backend: str,
-    assignment: Iterable[tuple[str, str, str]],
-    edge_nodes: Sequence[tuple[str, str]],
-    model_nodes: Iterable[str],
-    log: Sequence[str],
-) -> Placement:
-    """Sort a session's nodes by where they ran.
-
-    Args:
-        backend: name of the asked backend.
-        assignment: (execution provider, node, operator), from the session.
-        edge_nodes: (name, operator) of the model's graph-edge Quantize/DequantizeLinear nodes.
-        model_nodes: names of all nodes of the model; nodes that aren't among them were made by onnxruntime's optimiser.
-        log: the runtime's log of the load, searched for reasons.
-    """
-    known, edge_names = set(model_nodes), {name for name, _ in edge_nodes if name}  # nodes may have no names
-    left = Counter(op for _, op in edge_nodes)  # no more than the model has: generated and missing names prove little
-    rows = list(assignment)
-    off_backend = [(name, op) for ep, name, op in rows if ep != QNN]
-    only_quantizers = all(op in ("QuantizeLinear", "DequantizeLinear") for _, op in off_backend)
-    nodes, edges, misplaced, placed = {}, [], [], 0
-    reasons = refusal_reasons(log)
-    for index, (ep, name, op) in enumerate(rows):
-        key = name if name and name not in nodes else f"{name or op}#{index}"
-        nodes[key] = backend if ep == QNN else "CPU"
-        if ep == QNN:
-            placed += 1
-        elif left[op] > 0 and (name in edge_names or (only_quantizers and (not name or name not in known))):
-            edges.append(key)
-            left[op] -= 1
-        else:
-            misplaced.append(Misplaced(name, op, reasons.get(name) or NO_REASON))
-    return Placement(placed, nodes, tuple(edges), tuple(misplaced))
-
-
-NO_REASON = "the execution provider gave no reason"
-_REFUSAL = re.compile(
-    r"Operator type: (?P<op>\S+) Node name: (?P<name>.*?) Node index: \d+\s+REASON : (?P<reason>.+?)\s*$",
-    re.M,
-)
-_VALIDATION = re.compile(r"(?P<text>QNN\.backendValidateOpConfig\(\) failed for node `(?P<name>.+?)` .*?)\s*$", re.M)
-
-
-def refusal_reasons(log: Sequence[str]) -> dict[str, str]:
-    """Reasons by node name, from the execution provider's verbose log (lines of LogNodeSupport and CreateQnnNode)."""
-    text = "\n".join(log)
-    reasons: dict[str, str] = {}
-    for match in _REFUSAL.finditer(text):
-        reason = match["reason"].partition(f"{match['op']} node `{match['name']}` will not be assigned")[0]
-        reasons.setdefault(match["name"], reason.strip())
-    for match in _VALIDATION.finditer(text):
-        for name, reason in reasons.items():
-            if name and re.fullmatch(rf"{re.escape(name)}(_\d+)?", match["name"]) and "(" not in reason:
-                reasons[name] = f"{reason} ({match['text']})"
-    return reasons

@@ -71,7 +71,7 @@ class ReferenceRunner:
             check_unchanged(model)  # external data is mapped, not copied: what was kept must be what the digest says
             return outputs
 
-        return self._cache.get(key, compute, wait_seconds=2 * self._limits.run_seconds)
+        return self._cache.compute(key, compute, wait_seconds=2 * self._limits.run_seconds)
 
     def without_rounding(self, model: Model) -> Model:
         """The float twin of a QDQ model that came without its float original (see ``model.rounding``).
@@ -89,10 +89,8 @@ class ReferenceRunner:
         return self._twins[model.digest]
 
     def close(self) -> None:
-        """Remove temporary files; bring the cache to its size."""
+        """Remove temporary files."""
         self._folders.close()
-        if self._cache.misses:
-            self._cache.prune()
 
 
 class Reference:

@@ -1,7 +1,8 @@
-"""The options that each backend takes, and what values they may have.
+"""The options that each backend takes, what values they may have, and what each becomes.
 
-The execution provider accepts unknown names and bad values in silence, so everything is checked here first. Names and
-values are those of onnxruntime's QNN execution provider, plus ``soc``.
+The execution provider accepts unknown names and bad values in silence, and qnn-net-run replaces a performance mode that it
+doesn't know by another with a log line, so everything is checked here first. Names and values are those of onnxruntime's
+QNN execution provider; what only the SDK's tools have keeps the tools' name. ``docs/backend-options.md`` maps them all.
 """
 
 from __future__ import annotations
@@ -24,14 +25,37 @@ PERFORMANCE_MODES = (
     "power_saver",
     "sustained_high_performance",
 )
+GPU_PRECISIONS = ("fp16", "fp32", "hybrid")
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a backend: how its value is checked and written for the execution provider."""
+    """One option of a backend: how its value is checked, and what it becomes.
+
+    Attributes:
+        compiles: whether it decides what a model is compiled to. The others only say how that is run.
+        provider: whether the execution provider has an option of this name.
+        run: onnxruntime's run option that carries it.
+        extension: where it stands in the configuration of qnn-net-run and qnn-context-binary-generator: a path whose first
+            part is a section of the backend extensions file, or ``context_configs`` of the file that names that one.
+        elsewhere: for an option without ``extension``, what decides it where the SDK's tools compile and run.
+    """
 
     parse: Callable[[object], str]
     help: str
+    compiles: bool = True
+    provider: bool = True
+    run: str = ""
+    extension: str = ""
+    elsewhere: str = ""
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Another name of an option, with what its values mean."""
+
+    option: str
+    translate: Callable[[object], object] = lambda value: value
 
 
 def _one_of(*known: str) -> Callable[[object], str]:
@@ -71,37 +95,160 @@ def _only_on(value: object) -> str:
     return "1"
 
 
+def _htp_precision(value: object) -> object:
+    if value != "fp16":
+        raise OptionError(
+            f"expected 'fp16', got {value!r}: the HTP computes a quantised model in the precision that it was quantised to "
+            "(quantise the model with the bit widths that you want) and a float model in float16"
+        )
+    return 1
+
+
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "htp": {
-        "htp_performance_mode": Option(_one_of(*PERFORMANCE_MODES), "clock and power vote while running"),
-        "rpc_control_latency": Option(_integer(0, 1_000_000), "latency of the call to the DSP, in microseconds"),
-        "vtcm_mb": Option(_integer(0, 64), "tightly coupled memory to use, in MiB; 0: all there is"),
-        "qnn_context_priority": Option(_one_of("low", "normal", "normal_high", "high"), "priority among contexts"),
-        "htp_graph_finalization_optimization_mode": Option(_integer(0, 3), "effort of the graph compiler"),
-        "enable_htp_fp16_precision": Option(_only_on, "compute a float model in float16"),
-        "offload_graph_io_quantization": Option(_switch, "1: graph-edge Quantize/Dequantize run on the host's CPU"),
-        "enable_htp_spill_fill_buffer": Option(_switch, "share the spill/fill buffer between contexts"),
+        "htp_performance_mode": Option(
+            _one_of(*PERFORMANCE_MODES),
+            "clock and power vote while running",
+            compiles=False,
+            run="qnn.htp_perf_mode",
+            extension="devices.cores.perf_profile",
+        ),
+        "htp_performance_mode_post_run": Option(
+            _one_of(*PERFORMANCE_MODES),
+            "clock and power vote between runs",
+            compiles=False,
+            provider=False,
+            run="qnn.htp_perf_mode_post_run",
+            elsewhere="qnn-net-run withdraws its vote by itself when it ends",
+        ),
+        "rpc_control_latency": Option(
+            _integer(0, 1_000_000),
+            "latency of the call to the DSP, in microseconds",
+            compiles=False,
+            run="qnn.rpc_control_latency",
+            extension="devices.cores.rpc_control_latency",
+        ),
+        "vtcm_mb": Option(
+            _integer(0, 64), "tightly coupled memory to use, in MiB; 0: all there is", extension="graphs.vtcm_mb"
+        ),
+        "hvx_threads": Option(
+            _integer(1, 64), "vector threads that the graph may use", provider=False, extension="graphs.hvx_threads"
+        ),
+        "device_id": Option(_integer(0, 63), "which of several HTP devices", extension="devices.device_id"),
+        "qnn_context_priority": Option(
+            _one_of("low", "normal", "normal_high", "high"),
+            "priority among contexts",
+            extension="context_configs.context_priority",
+        ),
+        "htp_graph_finalization_optimization_mode": Option(
+            _integer(0, 3), "effort of the graph compiler", extension="graphs.O"
+        ),
+        "enable_htp_fp16_precision": Option(
+            _only_on, "compute a float model in float16", extension="graphs.fp16_relaxed_precision"
+        ),
+        "offload_graph_io_quantization": Option(
+            _switch,
+            "1: graph-edge Quantize/Dequantize run on the host's CPU",
+            elsewhere="there the converter and qnn-net-run's native or float files decide it",
+        ),
+        "enable_htp_spill_fill_buffer": Option(
+            _switch,
+            "share the spill/fill buffer between contexts",
+            elsewhere="the tools want the buffer's size (context.max_spill_fill_buffer_for_group), which nobody knows before "
+            "the contexts are made",
+        ),
+    },
+    "cpu": {},
+    "gpu": {
+        "precision_mode": Option(
+            _one_of(*GPU_PRECISIONS),
+            "what tensors are kept and computed in",
+            provider=False,
+            extension="precision_mode",
+        ),
+    },
+}
+
+ALIASES: Mapping[str, Mapping[str, Alias]] = {
+    "htp": {
+        "performance_mode": Alias("htp_performance_mode"),
+        "precision_mode": Alias("enable_htp_fp16_precision", _htp_precision),
     },
     "cpu": {},
     "gpu": {},
 }
 
+_HTP_MODES_ONLY = "performance modes are votes for the HTP's clocks; QNN's {} backend knows none of them"
+_NO_SUCH_SWITCH = "neither onnxruntime nor the SDK's tools have such a switch"
+_SOC = "the SoC isn't an option of a backend: say it as the setting soc, in the backend or device mark, or to load()"
+
+REFUSED: Mapping[str, Mapping[str, str]] = {
+    "htp": {
+        "enable_dma": f"{_NO_SUCH_SWITCH}: the HTP's graph compiler schedules transfers itself",
+        "num_threads": "the HTP has vector threads of its own: hvx_threads, where the SDK's tools compile",
+        "soc": _SOC,
+    },
+    "cpu": {
+        "num_threads": "QNN's CPU backend starts one thread per core, and neither onnxruntime's execution provider nor the "
+        "SDK's tools have an option for that: limit the process's cores instead, e.g. with taskset",
+        "performance_mode": _HTP_MODES_ONLY.format("CPU"),
+        "precision_mode": "QNN's CPU backend computes in float32 only",
+        "device_id": "there is one CPU",
+        "enable_fast_math": _NO_SUCH_SWITCH,
+        "soc": _SOC,
+    },
+    "gpu": {
+        "performance_mode": _HTP_MODES_ONLY.format("GPU"),
+        "device_id": "a Snapdragon has one Adreno GPU, and nothing takes such an option",
+        "enable_transform_optimization": _NO_SUCH_SWITCH,
+        "soc": _SOC,
+    },
+}
+
+
+def is_option_of(backend: str, name: str) -> bool:
+    """Whether ``backend`` has an option of this name, or of which it is another name."""
+    return name in OPTIONS.get(backend, {}) or name in ALIASES.get(backend, {})
+
 
 def check_options(backend: str, options: Mapping[str, object]) -> dict[str, str]:
-    """Validate ``options`` of ``backend`` and write them as the execution provider wants them.
+    """Validate ``options`` of ``backend`` and write them under their own names, as the execution provider wants values.
 
     Raises:
-        OptionError: unknown backend or option, or a value that the option can't have.
+        OptionError: unknown backend or option, one that can't be honoured anywhere, a value that the option can't have, or
+            one option under two names. All that is wrong is said at once.
     """
     if backend not in OPTIONS:
         raise OptionError(unknown_name("backend", backend, OPTIONS))
-    known = OPTIONS[backend]
     checked: dict[str, str] = {}
-    for name, value in options.items():
-        if name not in known:
-            raise OptionError(f"backend {backend!r}: {unknown_name('option', name, known)}")
+    source: dict[str, str] = {}
+    mistakes: list[str] = []
+    for given, value in options.items():
         try:
-            checked[name] = known[name].parse(value)
+            name, text = _check(backend, given, value)
         except OptionError as error:
-            raise OptionError(f"backend {backend!r}: option {name}: {error}") from None
+            mistakes.append(str(error))
+            continue
+        if name in checked:
+            mistakes.append(f"option {given}: it means {source[name]}, which is given too: leave one of them out")
+        checked[name], source[name] = text, given
+    if mistakes:
+        raise OptionError("\n".join(f"backend {backend!r}: {mistake}" for mistake in mistakes))
     return dict(sorted(checked.items()))
+
+
+def _check(backend: str, given: str, value: object) -> tuple[str, str]:
+    if reason := REFUSED[backend].get(given):
+        raise OptionError(f"option {given} can't be honoured: {reason}")
+    alias = ALIASES[backend].get(given, Alias(given))
+    if alias.option not in OPTIONS[backend]:
+        raise OptionError(unknown_name("option", given, [*OPTIONS[backend], *ALIASES[backend]]))
+    try:
+        return alias.option, OPTIONS[backend][alias.option].parse(alias.translate(value))
+    except OptionError as error:
+        raise OptionError(f"option {given}: {error}") from None
+
+
+def compile_options(backend: str, options: Mapping[str, str]) -> dict[str, str]:
+    """Those of the checked ``options`` that decide what a model is compiled to: what an artifact must be keyed by."""
+    return {name: value for name, value in options.items() if OPTIONS[backend][name].compiles}

@@ -71,6 +71,7 @@ class SimulatorTarget:
                 options=tuple(checked.items()),
                 soc=chosen,
                 simulated=True,
+                has_contexts=True,
                 place=f"{chosen.name}, simulator",
                 not_a_device=NOT_A_DEVICE["htp"],
                 versions=versions,

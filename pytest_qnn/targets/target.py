@@ -24,6 +24,7 @@ class Plan:
         not_a_device: why latencies measured here say nothing about a Snapdragon device; empty if they do.
         library: the runtime library, where it isn't the installed wheel's own.
         float_only: whether the backend computes in float only.
+        has_contexts: whether a model can be compiled to a context binary for it.
         place: for messages, e.g. "SM8650, simulator".
     """
 
@@ -37,6 +38,7 @@ class Plan:
     not_a_device: str = ""
     library: str = ""
     float_only: bool = False
+    has_contexts: bool = False
     place: str = ""
     versions: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
 

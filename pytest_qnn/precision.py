@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_qnn.errors import PlacementError
+from pytest_qnn.model.onnx_file import read_model
 from pytest_qnn.model.probe import PROBE_INPUT, one_node_model
-from pytest_qnn.runners.ort import QNN, LoadedModel, LoadRequest
+from pytest_qnn.provisioning import Order, provide
 
 if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
@@ -26,17 +28,12 @@ def probe_precision(bench: Bench, plan: Plan) -> str:
         TargetError: the runtime died, hung or ran out of memory.
     """
     with one_node_model("Neg") as file:
-        request = LoadRequest(
-            model=str(file),
-            files=(),
-            process=plan.process,
-            provider=QNN,
-            provider_options=plan.provider_options,
-        )
-        loaded = LoadedModel(bench.pool, request, f"precision probe on {plan.backend}", bench.limits)
+        order = Order(bench, plan, read_model(file), f"precision probe on {plan.backend}", bench.limits)
         try:
-            if any(provider != QNN for provider, _, _ in loaded.info.placement):
-                return "refused"
+            loaded = provide(order).loaded
+        except PlacementError:
+            return "refused"
+        try:
             outputs, _ = loaded.run({"x": np.full(PROBE_INPUT.shape, VALUE, np.float32)})
         finally:
             loaded.close()

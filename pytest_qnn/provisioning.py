@@ -1,0 +1,213 @@
+"""From a model to something loaded on a backend: out of the cache of compiled models, compiled for it, or as it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_qnn.artifacts.context import Manifest, Recipe
+from pytest_qnn.artifacts.context_cache import WRAPPER, Context
+from pytest_qnn.errors import ArtifactError, CompileError, PlacementError
+from pytest_qnn.model.onnx_file import Model
+from pytest_qnn.runners.compiler import NothingPlacedError, compile_context, explain, place, qnn_request
+from pytest_qnn.runners.ort import QNN, LoadedModel, LoadRequest
+from pytest_qnn.runners.placement import Placement
+from pytest_qnn.runners.process import Limits
+from pytest_qnn.targets.options import compile_options
+from pytest_qnn.targets.target import Plan
+
+if TYPE_CHECKING:
+    from pytest_qnn.bench import Bench
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a session executes.
+
+    Attributes:
+        kind: "context binary", or "compiled in memory".
+        source: "compiled" (just now), "cache", or "given".
+        digest: SHA-256 of the binary; of what is compiled in memory, over everything that decides it.
+        path: file of a context binary's wrapper.
+        size: of the binary, in bytes.
+        partitions: number of graphs that the backend got; None where that isn't known.
+    """
+
+    kind: str
+    source: str
+    digest: str
+    path: str | None = None
+    size: int | None = None
+    partitions: int | None = None
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """A loaded artifact, and where the nodes of its model run."""
+
+    loaded: LoadedModel
+    placement: Placement
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be provided: a model on a backend, under limits. ``subject`` is for messages."""
+
+    bench: Bench
+    plan: Plan
+    model: Model
+    subject: str
+    limits: Limits
+
+    @property
+    def recipe(self) -> Recipe:
+        """Everything that decides the artifact."""
+        plan = self.plan
+        return Recipe(
+            model_sha256=self.model.digest,
+            dimensions=dict(self.model.dimensions),
+            backend=plan.backend,
+            soc=plan.soc.name if plan.soc else "",
+            options=compile_options(plan.backend, dict(plan.options)),
+            onnxruntime=self.bench.versions["onnxruntime"],
+            onnxruntime_qnn=plan.versions["onnxruntime_qnn"],
+        )
+
+    @property
+    def request(self) -> LoadRequest:
+        """How the model itself is loaded."""
+        return qnn_request(self.model, self.plan.process, self.plan.provider_options)
+
+    @property
+    def htp_arch(self) -> int:
+        """Hexagon architecture; 0 where there is none."""
+        return self.plan.soc.htp_arch if self.plan.soc else 0
+
+
+def provide(order: Order) -> Provisioned:
+    """Load a model on a backend; a backend that has context binaries compiles it once, for all processes and runs.
+
+    Raises:
+        CompileError: the backend refused the model.
+        PlacementError: none of its nodes run on the backend.
+        TargetError: the runtime died, hung or ran out of memory.
+    """
+    if order.plan.has_contexts:
+        kept = keep_context(order)
+        if kept is not None:
+            context, source = kept
+            return _load_context(order, context, source, prepare=True)
+    bench, model = order.bench, order.model
+    loaded = bench.load_shared(order.request, order.subject, order.limits)
+    bench.artifacts["compiled" if order.plan.has_contexts else "in_memory"] += 1
+    reasons = explain(bench.pool, model, order.request, loaded.info, order.subject, order.limits)
+    placement = place(model, order.plan.backend, loaded.info.placement, reasons)
+    if not placement.backend:
+        raise _nothing_placed(order, placement, loaded.info.log)
+    return Provisioned(loaded, placement, Artifact("compiled in memory", "compiled", order.recipe.key))
+
+
+def provide_given(order: Order, context: Context) -> Provisioned:
+    """Load an artifact that :meth:`Backend.compile` made, once it is checked against what is asked for.
+
+    Raises:
+        ArtifactError: it was made from or for something else.
+        TargetError: the runtime died, hung or ran out of memory.
+    """
+    context.manifest.check_fits(context.wrapper, order.recipe, order.htp_arch)
+    return _load_context(order, context, "given")
+
+
+def keep_context(order: Order) -> tuple[Context, str] | None:
+    """The compiled model, from the cache or put there now: with "cache" or "compiled". None: the cache can't be used.
+
+    Raises:
+        PlacementError, TargetError: as for :func:`provide`.
+    """
+    cache, counts = order.bench.cache.contexts, order.bench.artifacts
+    made: list[Manifest] = []
+    damaged = cache.damaged
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        made.append(compile_order(order, folder / WRAPPER))
+
+    try:
+        context = cache.get(order.recipe.key, make, order.limits.load_seconds)
+    except (CompileError, ArtifactError):
+        return None  # whether it is the model's fault or the disk's shows when it is compiled in memory
+    counts["rebuilt"] += cache.damaged - damaged
+    if context is None:
+        return None
+    counts["compiled" if made else "reused"] += 1
+    return context, "compiled" if made else "cache"
+
+
+def compile_order(order: Order, wrapper: Path) -> Manifest:
+    """Compile what was ordered into ``wrapper``.
+
+    Raises:
+        ArtifactError: the model doesn't become one binary.
+        CompileError, PlacementError, TargetError: as for :func:`provide`.
+        OSError: the files can't be written.
+    """
+    bench = order.bench
+    try:
+        return compile_context(
+            bench.pool,
+            order.model,
+            order.request,
+            order.recipe,
+            order.htp_arch,
+            order.subject,
+            order.limits,
+            wrapper,
+        )
+    except NothingPlacedError as error:
+        raise _nothing_placed(order, error.placement, error.log) from None
+
+
+def _load_context(order: Order, context: Context, source: str, prepare: bool = False) -> Provisioned:
+    manifest = context.manifest
+    request = replace(order.request, model=str(context.wrapper), dimensions=())
+
+    def put_back() -> None:
+        if prepare:  # the cache may have been pruned since, or damaged
+            keep_context(order)
+        else:
+            manifest.check_files(context.wrapper)
+
+    loaded = order.bench.load_shared(request, order.subject, order.limits, put_back)
+    ran = [provider for provider, _, operator in loaded.info.placement if operator == "EPContext"]
+    if ran != [QNN] * manifest.partitions:
+        raise PlacementError(
+            f"{order.subject}: the runtime took {ran.count(QNN)} of the {manifest.partitions} graphs of {context.wrapper}: "
+            "delete it and compile the model again"
+        )
+    placement = place(order.model, order.plan.backend, manifest.placement, manifest.reasons)
+    return Provisioned(
+        loaded,
+        placement,
+        Artifact(
+            "context binary",
+            source,
+            manifest.binary_sha256,
+            str(context.wrapper),
+            manifest.binary_size,
+            manifest.partitions,
+        ),
+    )
+
+
+def _nothing_placed(order: Order, placement: Placement, log: Iterable[str]) -> PlacementError:
+    backend = order.plan.backend
+    lines = [
+        f"{order.subject}: none of the model's {placement.total} nodes run on {backend}: all of them fell back to "
+        "onnxruntime's CPU provider"
+    ]
+    lines += [f"  {node}" for node in placement.misplaced[:10]]
+    lines += [f"  log: {line[:300]}" for line in log if "[E:" in line][-4:]
+    return PlacementError("\n".join(lines), placement)
