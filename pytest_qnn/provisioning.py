@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +79,8 @@ class Order:
     @property
     def request(self) -> LoadRequest:
         """How the model itself is loaded."""
-        return qnn_request(self.model, self.plan.process, self.plan.provider_options)
+        request = qnn_request(self.model, self.plan.process, self.plan.provider_options)
+        return replace(request, run_options=self.plan.run_options)
 
     @property
     def htp_arch(self) -> int:
@@ -95,18 +96,22 @@ def provide(order: Order) -> Provisioned:
         PlacementError: none of its nodes run on the backend.
         TargetError: the runtime died, hung or ran out of memory.
     """
-    if order.plan.has_contexts:
-        kept = keep_context(order)
-        if kept is not None:
-            context, source = kept
-            return _load_context(order, context, source, prepare=True)
     bench, model = order.bench, order.model
+    trouble = None
+    if order.plan.has_contexts:
+        try:
+            if kept := keep_context(order):
+                return _load_context(order, *kept, put_back=lambda: _obtain(order))
+        except (CompileError, ArtifactError) as error:
+            trouble = error  # whether it is the model's fault or the disk's shows now
     loaded = bench.load_shared(order.request, order.subject, order.limits)
     bench.artifacts["compiled" if order.plan.has_contexts else "in_memory"] += 1
     reasons = explain(bench.pool, model, order.request, loaded.info, order.subject, order.limits)
     placement = place(model, order.plan.backend, loaded.info.placement, reasons)
     if not placement.backend:
         raise _nothing_placed(order, placement, loaded.info.log)
+    if trouble is not None:
+        bench.cache.contexts.complain(trouble)
     return Provisioned(loaded, placement, Artifact("compiled in memory", "compiled", order.recipe.key))
 
 
@@ -125,8 +130,19 @@ def keep_context(order: Order) -> tuple[Context, str] | None:
     """The compiled model, from the cache or put there now: with "cache" or "compiled". None: the cache can't be used.
 
     Raises:
+        CompileError, ArtifactError: the backend refused the model, or its files couldn't be written.
         PlacementError, TargetError: as for :func:`provide`.
     """
+    context, compiled = _obtain(order)
+    if context is None:
+        return None
+    if not compiled:
+        order.bench.artifacts["reused"] += 1
+    return context, "compiled" if compiled else "cache"
+
+
+def _obtain(order: Order) -> tuple[Context | None, bool]:
+    """The compiled model in the cache, and whether it was compiled for that."""
     cache, counts = order.bench.cache.contexts, order.bench.artifacts
     made: list[Manifest] = []
     damaged = cache.damaged
@@ -135,15 +151,10 @@ def keep_context(order: Order) -> tuple[Context, str] | None:
         folder.mkdir()
         made.append(compile_order(order, folder / WRAPPER))
 
-    try:
-        context = cache.get(order.recipe.key, make, order.limits.load_seconds)
-    except (CompileError, ArtifactError):
-        return None  # whether it is the model's fault or the disk's shows when it is compiled in memory
+    context = cache.get(order.recipe.key, make, order.limits.load_seconds)
     counts["rebuilt"] += cache.damaged - damaged
-    if context is None:
-        return None
-    counts["compiled" if made else "reused"] += 1
-    return context, "compiled" if made else "cache"
+    counts["compiled"] += context is not None and bool(made)
+    return context, bool(made)
 
 
 def compile_order(order: Order, wrapper: Path) -> Manifest:
@@ -170,17 +181,14 @@ def compile_order(order: Order, wrapper: Path) -> Manifest:
         raise _nothing_placed(order, error.placement, error.log) from None
 
 
-def _load_context(order: Order, context: Context, source: str, prepare: bool = False) -> Provisioned:
+def _load_context(
+    order: Order, context: Context, source: str, put_back: Callable[[], object] | None = None
+) -> Provisioned:
+    """Load a compiled model; ``put_back`` is called before each load: the cache may have been pruned since, or damaged."""
     manifest = context.manifest
     request = replace(order.request, model=str(context.wrapper), dimensions=())
-
-    def put_back() -> None:
-        if prepare:  # the cache may have been pruned since, or damaged
-            keep_context(order)
-        else:
-            manifest.check_files(context.wrapper)
-
-    loaded = order.bench.load_shared(request, order.subject, order.limits, put_back)
+    prepare = put_back or (lambda: manifest.check_files(context.wrapper))
+    loaded = order.bench.load_shared(request, order.subject, order.limits, prepare)
     ran = [provider for provider, _, operator in loaded.info.placement if operator == "EPContext"]
     if ran != [QNN] * manifest.partitions:
         raise PlacementError(

@@ -101,7 +101,7 @@ class ContentCache(Generic[T]):
         except Timeout:
             return None
         except OSError as error:
-            self._complain(error)
+            self.complain(error)
             return None
         try:
             found = self._read(entry, make_room=True)
@@ -124,7 +124,7 @@ class ContentCache(Generic[T]):
             os.replace(draft / entry.name, entry)
             return self._read_entry(entry)
         except (OSError, DamagedEntryError) as error:
-            self._complain(error)
+            self.complain(error)
             return None
         finally:
             if draft is not None:
@@ -145,10 +145,11 @@ class ContentCache(Generic[T]):
             os.utime(entry)  # the time of last use
         return value
 
-    def _complain(self, error: Exception) -> None:
+    def complain(self, error: Exception) -> None:
+        """Say once that the cache can't be used."""
         if not self._complained:
             self._complained = True
-            reason = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             self._warn(
                 CacheUnusableWarning,
                 f"the cache of {self.what} {self.folder} can't be used ({reason}): they are made anew each time. Free some "

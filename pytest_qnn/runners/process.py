@@ -152,7 +152,12 @@ class RuntimeProcess:
     ) -> tuple[dict[str, Any], dict[str, Array]]:
         """A request that takes tensors and may bring some back (copied out of the shared memory)."""
         with self._lock:  # the arenas are one call's at a time
-            layout = self.inputs.write(inputs)
+            try:
+                layout = self.inputs.write(inputs)
+            except OSError as error:
+                raise TargetMemoryError(
+                    f"{subject}: no shared memory for the inputs ({error.strerror}): free some memory on this host"
+                ) from error
             answer = self.request(op, subject, timeout, memory_mib, inputs=layout, **fields)
             views = self.outputs.views(answer["outputs"]) if answer.get("outputs") else {}
             return answer, {name: view.copy() for name, view in views.items()}
