@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
@@ -52,23 +51,10 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
             f"assert_matches_reference takes what session.run(...) returned, got {type(run).__name__}{hint}"
         )
     session = run.session
-    _check_names(tolerance, session)
-    cases = [_case(session, spec, tolerance) for spec in session.outputs]
+    cases = _cases(session, tolerance)
     if blocking := _not_allowed(session):
         _placement_failure(session, blocking)
-    quantized = session.executed.quantized
-    float_source = _float_source(session)
-    references = session.bench.references
-    for sample, result in zip(run.samples, run.results, strict=True):
-        q = references.run(session.executed, sample, LEVEL)
-        r = references.run(session.executed, sample, CHECK_LEVEL)
-        f = None
-        if float_source is not None:
-            f = references.run(float_source, _as_float(sample, session, float_source), LEVEL)
-        for case, spec in zip(cases, session.outputs, strict=True):
-            real = None if f is None else _real(f[spec.name], spec)
-            case.add(_real(q[spec.name], spec), _real(result[spec.name], spec), real, _real(r[spec.name], spec))
-    verdict = judge(cases, len(run.samples))
+    verdict = _judge(run, cases)
     failed = verdict.failed
     reason = f"output {failed[0].name!r}: {failed[0].failures[0]}" if failed else ""
     record = make_record(
@@ -85,14 +71,52 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
             "version": session.bench.versions["onnxruntime"],
             "level": LEVEL,
             "checked_against": CHECK_LEVEL,
-            "float": _float_name(session, float_source),
-            "quantized": session.executed.path.name if quantized else None,
+            "float": _float_name(session, _float_source(session)),
+            "quantized": session.executed.path.name if session.executed.quantized else None,
         },
         outputs=[o.to_json() for o in verdict.outputs],
     )
     if not verdict.ok:
         raise AccuracyError(accuracy_message(session, verdict, record), verdict)
     return verdict
+
+
+def judge_run(run: Run, tolerance: Tolerances | None = None) -> AccuracyVerdict:
+    """The verdict of :func:`assert_matches_reference`, whatever it is and wherever the nodes ran; no record is left.
+
+    Raises:
+        TargetError: the reference could not be computed.
+    """
+    return _judge(run, _cases(run.session, tolerance))
+
+
+def _cases(session: Session, tolerance: Tolerances | None) -> list[OutputCase]:
+    _check_names(tolerance, session)
+    cases = [_case(session, spec, tolerance) for spec in session.outputs]
+    unlimited = [case.name for case in cases if case.tolerance is None]
+    if session.artifact.quantizes and not session.executed.quantized and unlimited:
+        raise UsageError(
+            f"{session.subject}: its artifact is quantised and the model is not, so nothing says how much quantising may "
+            f"cost output {unlimited[0]!r}: load the QDQ model with float_model= (pytest-qnn encodings apply writes one "
+            "from the encodings that were used), or give an explicit limit such as tolerance(sqnr_db=20)"
+        )
+    return cases
+
+
+def _judge(run: Run, cases: list[OutputCase]) -> AccuracyVerdict:
+    session = run.session
+    float_source = _float_source(session)
+    references = session.bench.references
+    for sample, result in zip(run.samples, run.results, strict=True):
+        q = references.run(session.executed, sample, LEVEL)
+        r = references.run(session.executed, sample, CHECK_LEVEL)
+        f = None
+        if float_source is not None:
+            f = references.run(float_source, _as_float(sample, session, float_source), LEVEL)
+        for case, spec in zip(cases, session.outputs, strict=True):
+            real = None if f is None else _real(f[spec.name], spec)
+            case.add(_real(q[spec.name], spec), _real(result[spec.name], spec), real, _real(r[spec.name], spec))
+    return judge(cases, len(run.samples))
 
 
 def assert_fully_offloaded(session: Session) -> Placement:
@@ -261,18 +285,9 @@ def _as_float(sample: dict[str, Array], session: Session, source: Model) -> dict
 
 def _real(array: Array, spec: TensorSpec) -> Array:
     """Real values: integers with an encoding are dequantised, ``scale * (q - zero_point)``; the rest stays as it is."""
-    encoding = spec.encoding
-    if encoding is None or array.dtype.kind not in "iu":
+    if spec.encoding is None or array.dtype.kind not in "iu":
         return array
-    scale, zero = np.asarray(encoding.scale, np.float32), np.asarray(encoding.zero_point, np.int64)
-    if encoding.axis is not None:
-        shape = [1] * array.ndim
-        shape[encoding.axis] = -1
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
-    else:
-        scale, zero = scale[0], zero[0]
-    real: Any = (array.astype(np.int64) - zero).astype(np.float32) * scale
-    return np.asarray(real)
+    return spec.encoding.dequantize(array)
 
 
 # --- placement --------------------------------------------------------------------------------------------------------

@@ -5,21 +5,33 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_qnn.artifacts.context import copy_to, read_artifact
 from pytest_qnn.artifacts.context_cache import Context
+from pytest_qnn.artifacts.foreign import SUFFIXES, ForeignArtifact
 from pytest_qnn.devices.soc import find_soc
-from pytest_qnn.errors import ArtifactError, OptionError, UsageError
+from pytest_qnn.errors import ArtifactError, CompileError, OptionError, UsageError
 from pytest_qnn.markers import BackendRequest
-from pytest_qnn.model.onnx_file import Model, load_proto, read_model
+from pytest_qnn.model.onnx_file import Model, read_model
 from pytest_qnn.model.pair import read_pair, usable
-from pytest_qnn.provisioning import Order, Provisioned, compile_order, keep_context, provide, provide_given
+from pytest_qnn.provisioning import (
+    Order,
+    Provisioned,
+    compile_order,
+    keep_context,
+    provide,
+    provide_foreign,
+    provide_given,
+)
 from pytest_qnn.runners.placement import Placement
 from pytest_qnn.runners.process import Limits
 from pytest_qnn.session import Session
 from pytest_qnn.settings import unknown_name
+from pytest_qnn.targets.options import check_options
 from pytest_qnn.targets.target import Plan
 
 if TYPE_CHECKING:
@@ -54,7 +66,7 @@ class Backend:
         *,
         float_model: FilePath | None = None,
         dimensions: Mapping[str, int] | None = None,
-        artifact: FilePath | None = None,
+        artifact: FilePath | ForeignArtifact | None = None,
         allow_cpu: bool | Iterable[str] = False,
         load_timeout: float | None = None,
         run_timeout: float | None = None,
@@ -67,7 +79,9 @@ class Backend:
             float_model: the float original of a QDQ model, with the same inputs and outputs: it makes the verdict
                 three-way, and it is what runs on ``cpu``, which computes in float only.
             dimensions: sizes for named dynamic dimensions, e.g. ``{"batch": 1}``.
-            artifact: what :meth:`compile` made from ``model``: it runs in place of a fresh compile, once it is checked.
+            artifact: runs in place of a fresh compile, once it is checked: what :meth:`compile` made from ``model``; or what
+                somebody else made from it, a context binary (``.bin``), model library (``.so``) or DLC. Where the latter needs
+                explaining, a :class:`~pytest_qnn.artifacts.ForeignArtifact`.
             allow_cpu: nodes that may run on onnxruntime's CPU provider without failing an accuracy verdict: operators or
                 node names, or True for all.
             load_timeout, run_timeout: seconds, instead of the settings' values.
@@ -93,7 +107,7 @@ class Backend:
         if artifact is None:
             provided = provide(order)
         else:
-            provided = self._provide_given(order, self.bench.locate(artifact))
+            provided = self._provide_given(order, artifact)
         in_float = self.bench.float_precision(plan)
         return Session(
             self.bench,
@@ -103,11 +117,11 @@ class Backend:
             float_model=original,
             executed=executed,
             placement=provided.placement,
-            precision=executed.precision if executed.quantized else in_float,
+            precision=executed.precision if executed.quantized else "quantized" if provided.artifact.quantizes else in_float,
             unquantized_precision=in_float,
             artifact=provided.artifact,
-            allow_cpu=_allowed(allow_cpu, provided.placement, load_proto(executed.path)),
-            notes=notes,
+            allow_cpu=_allowed(allow_cpu, provided.placement, executed),
+            notes=(*notes, *provided.notes),
         )
 
     def compile(
@@ -137,8 +151,11 @@ class Backend:
         order = Order(self.bench, plan, source, subject, self._limits(load_timeout, None))
         folder = Path(output).expanduser().absolute()
         stem = f"{source.path.name.removesuffix('.onnx')}.{plan.soc.name if plan.soc else plan.backend}"
+        kept = None
         try:
-            if kept := keep_context(order):
+            with suppress(CompileError):  # then it shows below whether the model or the cache's disk is at fault
+                kept = keep_context(order)
+            if kept:
                 return copy_to(kept[0].wrapper, kept[0].manifest, folder, stem)
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as work:
@@ -148,9 +165,17 @@ class Backend:
         except OSError as error:
             raise ArtifactError(f"{folder}: can't be written: {error.strerror or error}") from error
 
-    def _provide_given(self, order: Order, file: Path) -> Provisioned:
+    def _provide_given(self, order: Order, artifact: FilePath | ForeignArtifact) -> Provisioned:
+        foreign = artifact if isinstance(artifact, ForeignArtifact) else ForeignArtifact(artifact)
+        file = self.bench.locate(foreign.path)
         if not order.plan.has_contexts:
             raise UsageError(f"artifact={file.name}: context binaries are for htp, this is {self.name}")
+        if foreign.suffix in SUFFIXES:
+            return provide_foreign(order, replace(foreign, path=file), self.bench.folder())
+        if isinstance(artifact, ForeignArtifact):
+            raise ArtifactError(
+                f"{file}: a foreign artifact must be a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+            )
         return provide_given(order, Context(file, read_artifact(file)))
 
     def _plan(self, options: dict[str, object]) -> Plan:
@@ -159,7 +184,7 @@ class Backend:
         if soc is not None and self._request.pinned and find_soc(str(soc)).name != self._request.soc:
             raise OptionError(f"soc={soc!r} contradicts the test's device mark, which asks for {self._request.soc}")
         soc = self._request.soc if soc is None else soc
-        merged = {**dict(self._request.options), **options}
+        merged = {**dict(self._request.options), **check_options(self.name, options)}
         return self.bench.target.plan(self.name, None if soc is None else str(soc), merged)
 
     def _limits(self, load_timeout: float | None, run_timeout: float | None) -> Limits:
@@ -192,14 +217,14 @@ def _seconds(name: str, value: float | None, default: float) -> float:
     return float(value)
 
 
-def _allowed(allow_cpu: bool | Iterable[str], placement: Placement, proto: Any) -> bool | frozenset[str]:
+def _allowed(allow_cpu: bool | Iterable[str], placement: Placement, model: Model) -> bool | frozenset[str]:
     if isinstance(allow_cpu, bool):
         return allow_cpu
     if isinstance(allow_cpu, str):
         raise OptionError(
             f"allow_cpu takes True or a list of operators or node names, got {allow_cpu!r}: put it in a list"
         )
-    known = {n.op_type for n in proto.graph.node} | {n.name for n in proto.graph.node if n.name} | set(placement.nodes)
+    known = {text for node in model.nodes for text in node if text} | set(placement.nodes)
     for name in allow_cpu:
         if name not in known:
             raise OptionError(f"allow_cpu: {unknown_name('operator or node', name, known)[:300]}")

@@ -7,6 +7,7 @@ import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from pytest_qnn.backend import Backend
 from pytest_qnn.errors import BackendUnavailableError, ModelError, UsageError
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.onnx_file import read_model
+from pytest_qnn.model.probe import temporary_folder
 from pytest_qnn.runners.ort import LoadedModel, LoadRequest
 from pytest_qnn.runners.process import Limits, ProcessPool
 from pytest_qnn.runners.reference import Reference, ReferenceRunner
@@ -83,6 +85,7 @@ class Bench:
         self.references = ReferenceRunner(self.load_shared, self.cache.references, self.limits)
         self.artifacts: Counter[str] = Counter()
         self.test = CurrentTest()
+        self._folders = ExitStack()
         self._precision: dict[str, str] = {}
 
     @property
@@ -176,8 +179,17 @@ class Bench:
         """Remember that the running test used a backend, so that a test that judges nothing can be named."""
         self.test.ran.append(session.subject)
 
+    def folder(self) -> Path:
+        """A new folder that is gone when the bench is closed.
+
+        Raises:
+            TargetError: none can be made.
+        """
+        return self._folders.enter_context(temporary_folder())
+
     def close(self) -> None:
         """End the runtime processes; nothing is left running."""
         self.pool.close()
+        self._folders.close()
         self.references.close()
         self.cache.close()

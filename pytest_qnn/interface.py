@@ -42,6 +42,7 @@ SETTINGS = (
         "NAMES",
         alone="all",
     ),
+    Setting("backend_config", 'JSON file with options of backends: {"htp_config": {...}, "gpu_config": ...}', "FILE"),
     Setting("cpu_library", "QNN's CPU backend library (libQnnCpu.so)", "FILE"),
     Setting("cache_dir", "folder of the cache of compiled models and reference results", "DIR"),
     Setting("cache_limit_mb", "size limit of that cache, in MiB", "MIB"),

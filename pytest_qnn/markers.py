@@ -130,13 +130,12 @@ def backend_requests(definition: Any, defaults: Iterable[str]) -> list[BackendRe
 
 def _meant_for(backend: str, options: Mapping[str, object], chosen: list[str]) -> dict[str, object]:
     """Of the options of a mark that names several backends, those that ``backend`` has or none of them has."""
-    from pytest_qnn.targets.options import OPTIONS
+    from pytest_qnn.targets.options import is_option_of
 
     def elsewhere(key: str) -> bool:
-        return any(key in OPTIONS.get(other, {}) for other in chosen)
+        return any(is_option_of(other, key) for other in chosen)
 
-    own = OPTIONS.get(backend, {})
-    return {key: value for key, value in options.items() if key in own or not elsewhere(key)}
+    return {key: value for key, value in options.items() if is_option_of(backend, key) or not elsewhere(key)}
 
 
 def request_ids(requests: list[BackendRequest]) -> list[str]:

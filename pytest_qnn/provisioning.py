@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_qnn.artifacts.binary import check_runs_on, read_context_binary
 from pytest_qnn.artifacts.context import Manifest, Recipe
 from pytest_qnn.artifacts.context_cache import WRAPPER, Context
+from pytest_qnn.artifacts.foreign import ForeignArtifact
+from pytest_qnn.artifacts.wrapper import EDGE_OPERATORS, wrap
 from pytest_qnn.errors import ArtifactError, CompileError, PlacementError
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.runners.compiler import NothingPlacedError, compile_context, explain, place, qnn_request
@@ -27,12 +30,13 @@ class Artifact:
     """What a session executes.
 
     Attributes:
-        kind: "context binary", or "compiled in memory".
+        kind: "context binary", "foreign context binary" (somebody else's), or "compiled in memory".
         source: "compiled" (just now), "cache", or "given".
         digest: SHA-256 of the binary; of what is compiled in memory, over everything that decides it.
         path: file of a context binary's wrapper.
         size: of the binary, in bytes.
         partitions: number of graphs that the backend got; None where that isn't known.
+        quantizes: whether it quantises inputs or outputs that the model has in float: somebody else's converter did.
     """
 
     kind: str
@@ -41,15 +45,17 @@ class Artifact:
     path: str | None = None
     size: int | None = None
     partitions: int | None = None
+    quantizes: bool = False
 
 
 @dataclass(frozen=True)
 class Provisioned:
-    """A loaded artifact, and where the nodes of its model run."""
+    """A loaded artifact, and where the nodes of its model run; ``notes``: what was taken for granted."""
 
     loaded: LoadedModel
     placement: Placement
     artifact: Artifact
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,74 @@ def provide_given(order: Order, context: Context) -> Provisioned:
     """
     context.manifest.check_fits(context.wrapper, order.recipe, order.htp_arch)
     return _load_context(order, context, "given")
+
+
+def provide_foreign(order: Order, foreign: ForeignArtifact, folder: Path) -> Provisioned:
+    """Load an artifact that somebody else made from the model, once its tensors are matched with the model's.
+
+    Args:
+        folder: for the wrapper; it must last as long as what is returned.
+
+    Raises:
+        ArtifactError: it is no such artifact, was made for something else, or doesn't fit the model.
+        CompileError: the SDK's generator refused a model library or DLC.
+        OptionError: ``names`` or ``layouts`` makes no sense.
+        TargetError: the runtime or the SDK's tool died, hung or isn't there.
+    """
+    plan, bench = order.plan, order.bench
+    file, notes = (
+        Path(foreign.path),
+        [f"{Path(foreign.path).name} was built elsewhere: its converter's faults count as the backend's"],
+    )
+    if plan.soc is None:
+        raise ArtifactError(f"{file}: context binaries are for htp, not for {plan.backend}")
+    if foreign.suffix != ".bin":
+        file, told = _from_sdk(order, foreign, folder)
+        notes += told
+    info = read_context_binary(file)
+    notes += check_runs_on(info, plan.soc, plan.simulated)
+    wrapped = wrap(info, folder, order.model, graph=foreign.graph, names=foreign.names, layouts=foreign.layouts)
+    request = replace(
+        order.request, model=str(wrapped.path), files=(*order.request.files, *wrapped.files), dimensions=()
+    )
+    loaded = bench.load_shared(request, order.subject, order.limits)
+    others = {(provider, operator) for provider, _, operator in loaded.info.placement if operator != "EPContext"}
+    contexts = [provider for provider, _, operator in loaded.info.placement if operator == "EPContext"]
+    if contexts != [QNN] or any(operator not in EDGE_OPERATORS for _, operator in others):
+        raise PlacementError(f"{order.subject}: the runtime did not take {file}: {loaded.info.placement}")
+    edges = (*wrapped.match.inputs, *wrapped.match.outputs)
+    return Provisioned(
+        loaded,
+        Placement(1, {wrapped.match.graph.name: plan.backend}, (), ()),
+        Artifact(
+            "foreign context binary",
+            "given",
+            info.sha256,
+            str(file),
+            info.size,
+            1,
+            quantizes=any(e.tensor.encoding is not None and e.spec.encoding is None for e in edges),
+        ),
+        (*notes, *wrapped.match.notes),
+    )
+
+
+def _from_sdk(order: Order, foreign: ForeignArtifact, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """A model library or DLC as a context binary, made by the SDK's generator."""
+    from pytest_qnn.sdk import find_sdk, make_context
+
+    assert order.plan.soc is not None
+    made = make_context(
+        find_sdk(),
+        foreign.path,
+        folder,
+        order.plan.soc.name,
+        options=compile_options("htp", dict(order.plan.options)),
+        graph=foreign.graph,
+        timeout=order.limits.load_seconds,
+    )
+    order.bench.artifacts["compiled"] += 1
+    return made.path, made.notes
 
 
 def keep_context(order: Order) -> tuple[Context, str] | None:

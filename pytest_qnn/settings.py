@@ -102,6 +102,7 @@ PARSERS: Mapping[str, Callable[[object], Any]] = {
     "target": _target,
     "soc": _soc,
     "require": _required,
+    "backend_config": _path,
     "cpu_library": _path,
     "cache_dir": _path,
     "cache_limit_mb": _positive,
@@ -143,6 +144,7 @@ class Settings:
     target: str = "simulator"
     soc: str = DEFAULT_SOC
     require: tuple[str, ...] = ()
+    backend_config: Path | None = None
     cpu_library: Path | None = None
     cache_dir: Path | None = None
     cache_limit_mb: float = 2048.0
@@ -155,6 +157,7 @@ class Settings:
     json: Path | None = None
     tolerances: tuple[Rule, ...] = field(default=())
     latency_budgets: tuple[Rule, ...] = field(default=())
+    backend_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # checked, by backend
 
 
 def read_project_table(folder: Path) -> dict[str, Any]:
@@ -214,7 +217,7 @@ def load_settings(
     from pytest_qnn.verdict.tolerance import Tolerance
 
     table = read_project_table(folder)
-    known = {s.name for s in SETTINGS if s.ini} | {"tolerance", "latency_budget"}
+    known = {s.name for s in SETTINGS if s.ini} | {"tolerance", "latency_budget", "backend"}
     for key in table:
         if key not in known:
             raise OptionError(f"{folder / 'pyproject.toml'}: [tool.pytest_qnn]: {unknown_name('key', key, known)}")
@@ -252,4 +255,21 @@ def load_settings(
     )
     for rule in budgets:
         LatencyBudget.from_values(rule.values, "[[tool.pytest_qnn.latency_budget]]")
-    return Settings(**values, tolerances=tolerances, latency_budgets=budgets)
+    return Settings(
+        **values,
+        tolerances=tolerances,
+        latency_budgets=budgets,
+        backend_options=_backend_options(table.get("backend"), values.get("backend_config")),
+    )
+
+
+def _backend_options(tables: object, file: Path | None) -> dict[str, dict[str, str]]:
+    """Options of backends: those of the JSON file win over the tables of the project."""
+    if tables is None and file is None:
+        return {}
+    from pytest_qnn.targets.backend_config import read_backend_config, read_backend_tables
+
+    merged = read_backend_tables(tables, "[tool.pytest_qnn.backend]") if tables is not None else {}
+    for backend, options in (read_backend_config(file) if file else {}).items():
+        merged[backend] = {**merged.get(backend, {}), **options}
+    return merged

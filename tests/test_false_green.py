@@ -422,3 +422,14 @@ def test_freed_sessions_that_come_back_are_still_bounded(bench: Bench, htp: Back
             assert session.run(np.ones((1, 16 + i), np.float32)).output().max() < 0
     assert len(bench._loaded) == KEPT_MODELS
     assert sum(s._loaded._process is not None for s in sessions) <= KEPT_MODELS
+
+
+# --- contexts that share a process ---------------------------------------------------------------------------------------
+
+
+def test_contexts_with_different_vtcm_do_not_disturb_each_other(htp: Backend, models: Path) -> None:
+    """In one process the earlier one fails with error 1100 (measured with QAIRT 2.51)."""
+    first = htp.load(models / "conv.qdq.onnx", load_timeout=77)  # not the one that other tests have run already
+    second = htp.load(models / "conv.qdq.onnx", vtcm_mb=2, load_timeout=77)
+    inputs = seeded_inputs(first)
+    assert np.array_equal(first.run(inputs).output(), second.run(inputs).output())

@@ -10,10 +10,10 @@ import pytest
 from onnx import helper
 
 from pytest_qnn.bench import Bench
+from pytest_qnn.model.encoding import Encoding
 from pytest_qnn.model.inputs import seeded_inputs
 from pytest_qnn.model.onnx_file import read_model
 from pytest_qnn.model.rounding import without_rounding
-from pytest_qnn.model.tensors import Encoding
 from tests import small_models
 
 

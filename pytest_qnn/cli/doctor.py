@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def run(chosen: argparse.Namespace) -> int:
         if name not in BACKENDS:
             raise OptionError(f"--require: {unknown_name('backend', name, BACKENDS)}")
     settings = load_settings(Path.cwd(), {"soc": chosen.soc} if chosen.soc else None)
-    checks = [_python(), *_packages(), *_backends(settings), _sdk(), _adb(), _devices()]
+    checks = [_python(), *_packages(), *_backends(settings), *_sdk(), _adb(), _devices()]
     works = {c["name"]: c["ok"] for c in checks if c["kind"] == "backend"}
     missing = [name for name in required if not works[name]]
     if chosen.json:
@@ -79,7 +80,7 @@ def _packages() -> list[Check]:
 def _backends(settings: Any) -> list[Check]:
     from pytest_qnn.bench import Bench
 
-    bench = Bench(settings)
+    bench = Bench(replace(settings, no_cache=True))  # proved by doing it, not by what was kept
     try:
         return [_backend(bench, name) for name in BACKENDS]
     finally:
@@ -120,15 +121,18 @@ def _backend(bench: Any, name: str) -> Check:
     )
 
 
-def _sdk() -> Check:
-    root = os.environ.get("QNN_SDK_ROOT")
-    if not root:
-        return _check("sdk", "QNN SDK", None, "QNN_SDK_ROOT is not set: not needed for the simulator")
-    folder = Path(root)
-    tools = folder / "bin" / "x86_64-linux-clang"
-    if not tools.is_dir():
-        return _check("sdk", "QNN SDK", False, f"{tools} doesn't exist: correct QNN_SDK_ROOT")
-    return _check("sdk", "QNN SDK", True, f"{folder}, {len(list(tools.iterdir()))} host tools")
+def _sdk() -> list[Check]:
+    """The SDK in QNN_SDK_ROOT: its release, its tools, its libraries."""
+    if not os.environ.get("QNN_SDK_ROOT"):
+        return [_check("sdk", "QNN SDK", None, "QNN_SDK_ROOT is not set: not needed for the simulator")]
+    from pytest_qnn.sdk.check import check_sdk
+    from pytest_qnn.sdk.installation import find_sdk
+
+    try:
+        found = find_sdk()
+    except QnnError as error:
+        return [_check("sdk", "QNN SDK", False, str(error).removeprefix("QNN SDK: "))]
+    return [_check("sdk", finding.name, finding.ok, finding.detail) for finding in check_sdk(found)]
 
 
 def _adb() -> Check:

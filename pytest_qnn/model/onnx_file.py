@@ -6,19 +6,19 @@ import hashlib
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from pytest_qnn.errors import ModelError
-from pytest_qnn.model.tensors import Encoding, TensorSpec
-
-# Operators that move elements about without changing their values: an output's encoding is that of their input.
-_MOVES_ONLY = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
+from pytest_qnn.model.encoding import Encoding
+from pytest_qnn.model.graph_encodings import MOVES_ONLY, QUANTIZERS, GraphEncodings
+from pytest_qnn.model.tensors import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Model:
         context: whether it is a wrapper around a QNN context binary (EPContext nodes).
         bounded_outputs: outputs that come from a sigmoid, softmax or tanh.
         files: path and SHA-256 of the file and of each external data file.
+        nodes: (name, operator) of each node of the main graph.
+        edges: those of them that quantise at the graph's inputs and outputs (see :func:`edge_quantizers`).
     """
 
     path: Path
@@ -48,6 +50,8 @@ class Model:
     context: bool
     bounded_outputs: frozenset[str] = frozenset()
     files: tuple[tuple[str, str], ...] = ()
+    nodes: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    edges: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @property
     def precision(self) -> str:
@@ -71,7 +75,24 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
             has a name that the model doesn't.
     """
     file = Path(path).expanduser().absolute()
-    proto = load_proto(file)
+    key = (str(file), tuple(dimensions.items()) if isinstance(dimensions, Mapping) else repr(dimensions))
+    known = _models.get(key)
+    if known is not None and all(is_unchanged(name, digest) for name, digest in known.files):
+        return known
+    _models[key] = model = _read(file, dimensions)
+    while len(_models) > _KEPT_MODELS:
+        _models.pop(next(iter(_models)))
+    return model
+
+
+_models: dict[tuple[str, object], Model] = {}
+_KEPT_MODELS = 64
+
+
+def _read(file: Path, dimensions: Mapping[str, int] | None) -> Model:
+    with ThreadPoolExecutor(1) as beside:  # hashing, which file_digest remembers, takes about as long as parsing
+        beside.submit(file_digest, file)
+        proto = load_proto(file)
     graph = proto.graph
     if not graph.output:
         raise ModelError(f"{file}: the graph has no outputs: the file is truncated or not a model. Export it again")
@@ -83,7 +104,7 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
     }
     constants = {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
     graph_inputs = [v for v in graph.input if v.name not in constants]
-    encodings = _Encodings(proto, file.parent)
+    encodings = GraphEncodings(proto, file.parent)
     named = {d.dim_param for v in (*graph_inputs, *graph.output) for d in v.type.tensor_type.shape.dim if d.dim_param}
     for name, size in dims.items():
         if name not in named:
@@ -100,11 +121,13 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
         inputs=tuple(_spec(v, dims, encodings.of_input(v.name), file) for v in graph_inputs),
         outputs=tuple(_spec(v, dims, encodings.of_output(v.name), file) for v in graph.output),
         dimensions=tuple(sorted(dims.items())),
-        quantized=any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node),
+        quantized=any(n.op_type in QUANTIZERS for n in graph.node),
         activation_bits=encodings.activation_bits(),
         weight_bits=encodings.weight_bits(),
         context=any(n.op_type == "EPContext" for n in graph.node),
         bounded_outputs=frozenset(v.name for v in graph.output if encodings.is_bounded(v.name)),
+        nodes=tuple((n.name, n.op_type) for n in graph.node),
+        edges=tuple(edge_quantizers(graph)),
     )
 
 
@@ -212,10 +235,10 @@ def edge_quantizers(graph: Any) -> list[tuple[str, str]]:
     at_input = {v.name for v in graph.input if v.name not in constants}
     at_output = {v.name for v in graph.output}
     for node in graph.node:
-        if node.op_type in _MOVES_ONLY and node.input[0] in at_input:
+        if node.op_type in MOVES_ONLY and node.input[0] in at_input:
             at_input.add(node.output[0])
     for node in reversed(graph.node):
-        if node.op_type in _MOVES_ONLY and node.output[0] in at_output:
+        if node.op_type in MOVES_ONLY and node.output[0] in at_output:
             at_output.add(node.input[0])
     return [
         (n.name, n.op_type)
@@ -271,77 +294,3 @@ def dtype_name(elem_type: int) -> str:
         return str(helper.tensor_dtype_to_np_dtype(elem_type)) if elem_type != TensorProto.STRING else "string"
     except (KeyError, TypeError):
         return f"onnx type {elem_type}"
-
-
-class _Encodings:
-    """Encodings of a graph's inputs and outputs, read off its QuantizeLinear and DequantizeLinear nodes."""
-
-    def __init__(self, proto: Any, folder: Path) -> None:
-        self.folder = folder
-        self.graph = proto.graph
-        self.constants = {i.name: i for i in proto.graph.initializer}
-        for node in proto.graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = node.attribute[0].t
-        self.producer = {o: n for n in proto.graph.node for o in n.output if o}
-
-    def of_input(self, name: str) -> Encoding | None:
-        for node in self.graph.node:
-            if name in node.input[:1]:
-                if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                    return self._read(node)
-                if node.op_type in _MOVES_ONLY:
-                    return self.of_input(node.output[0])
-        return None
-
-    def of_output(self, name: str) -> Encoding | None:
-        node, moved = self.producer.get(name), False
-        while node is not None:
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                encoding = self._read(node)
-                return None if moved and encoding is not None and encoding.axis is not None else encoding
-            if node.op_type not in _MOVES_ONLY:
-                return None
-            node, moved = self.producer.get(node.input[0]), True
-        return None
-
-    def is_bounded(self, name: str) -> bool:
-        node = self.producer.get(name)
-        while node is not None and node.op_type in (*_MOVES_ONLY, "QuantizeLinear", "DequantizeLinear"):
-            node = self.producer.get(node.input[0])
-        return node is not None and node.op_type in ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
-
-    def activation_bits(self) -> tuple[int, ...]:
-        return self._bits(weights=False)
-
-    def weight_bits(self) -> tuple[int, ...]:
-        return self._bits(weights=True)
-
-    def _bits(self, weights: bool) -> tuple[int, ...]:
-        found = set()
-        for node in self.graph.node:
-            if node.op_type == "DequantizeLinear" and (node.input[0] in self.constants) == weights:
-                encoding = self._read(node)
-                if encoding and encoding.dtype != "int32":  # biases are accumulators, not weights
-                    found.add(encoding.bits)
-        return tuple(sorted(found))
-
-    def _read(self, node: Any) -> Encoding | None:
-        scale_tensor = self.constants.get(node.input[1])
-        if scale_tensor is None:
-            return None
-        scale = numpy_helper.to_array(scale_tensor, str(self.folder)).reshape(-1)
-        zero = self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if zero is not None:
-            dtype = dtype_name(zero.data_type)
-            zero_point = tuple(int(z) for z in numpy_helper.to_array(zero, str(self.folder)).reshape(-1))
-        else:
-            given = next((a.i for a in node.attribute if a.name == "output_dtype" and a.i), TensorProto.UINT8)
-            source = self.constants.get(node.input[0])
-            if node.op_type == "DequantizeLinear" and source is not None:
-                given = source.data_type
-            dtype, zero_point = dtype_name(given), (0,) * scale.size
-        if dtype not in ("int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"):
-            return None  # float8 and the like: no steps
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) if scale.size > 1 else None
-        return Encoding(tuple(float(s) for s in scale), zero_point, dtype, axis)

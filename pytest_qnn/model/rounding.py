@@ -9,7 +9,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from pytest_qnn.errors import ModelError
-from pytest_qnn.model.onnx_file import _Encodings, load_proto
+from pytest_qnn.model.graph_encodings import GraphEncodings
+from pytest_qnn.model.onnx_file import load_proto
 
 
 def without_rounding(file: Path, output: Path) -> None:
@@ -25,7 +26,7 @@ def without_rounding(file: Path, output: Path) -> None:
     proto = load_proto(file)
     onnx.load_external_data_for_model(proto, str(file.parent))
     graph = proto.graph
-    encodings = _Encodings(proto, file.parent)
+    encodings = GraphEncodings(proto, file.parent)
     source_of_quantized = {
         n.output[0]: n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in encodings.constants
     }
@@ -34,7 +35,7 @@ def without_rounding(file: Path, output: Path) -> None:
     replaced, used = [], set()
     for node in graph.node:
         quantize = source_of_quantized.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        encoding = encodings._read(node) if quantize is not None else None
+        encoding = encodings.read(node) if quantize is not None else None
         if quantize is None or encoding is None or len(encoding.scale) != 1 or opset < 11:
             replaced.append(node)
             continue

@@ -7,47 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pytest_qnn.model.encoding import Encoding
+
 # numpy types that travel between processes; anything else is refused by name
 DTYPES = frozenset(
     ["float16", "float32", "float64", "bool"] + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
-_INTEGER_BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32}
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How real numbers are written as integers: ``real = scale * (q - zero_point)``, as ONNX defines it.
-
-    Attributes:
-        scale: one number, or one per slice along ``axis``.
-        zero_point: same length as ``scale``.
-        dtype: integer type, e.g. "uint8".
-        axis: axis of a per-channel encoding; None for one scale for the whole tensor.
-    """
-
-    scale: tuple[float, ...]
-    zero_point: tuple[int, ...]
-    dtype: str
-    axis: int | None = None
-
-    @property
-    def bits(self) -> int:
-        """Bit width."""
-        return _INTEGER_BITS[self.dtype]
-
-    @property
-    def step(self) -> float:
-        """One quantisation step in real units; of a per-channel encoding the smallest, so that no channel is let off."""
-        return min(self.scale)
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Smallest and largest real number that can be written (per-channel: over all channels)."""
-        low, high = (
-            (0, 2**self.bits - 1) if self.dtype[0] == "u" else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
-        )
-        pairs = list(zip(self.scale, self.zero_point, strict=True))
-        return min(s * (low - z) for s, z in pairs), max(s * (high - z) for s, z in pairs)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_qnn.artifacts.context import Manifest, Recipe, finish
-from pytest_qnn.model.onnx_file import Model, edge_quantizers, load_proto
+from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.runners.ort import QNN, LoadedModel, LoadInfo, LoadRequest
 from pytest_qnn.runners.placement import Placement, read_placement, refusal_reasons
 from pytest_qnn.runners.process import Limits, ProcessPool
@@ -78,8 +78,7 @@ def place(
     model: Model, backend: str, assignment: tuple[tuple[str, str, str], ...], reasons: Mapping[str, str]
 ) -> Placement:
     """The placement of a model's nodes, from what onnxruntime assigned."""
-    graph = load_proto(model.path).graph
-    return read_placement(backend, assignment, edge_quantizers(graph), [n.name for n in graph.node], reasons)
+    return read_placement(backend, assignment, model.edges, [name for name, _ in model.nodes], reasons)
 
 
 def qnn_request(model: Model, process: str, provider_options: tuple[tuple[str, str], ...]) -> LoadRequest:

@@ -36,6 +36,7 @@ class LoadRequest:
         provider: execution provider, with ``provider_options``.
         level: onnxruntime's graph optimisation level, e.g. "ORT_ENABLE_ALL".
         config: further session configuration entries.
+        run_options: configuration entries of each run.
     """
 
     model: str
@@ -46,6 +47,7 @@ class LoadRequest:
     dimensions: tuple[tuple[str, int], ...] = ()
     level: str = "ORT_ENABLE_ALL"
     config: tuple[tuple[str, str], ...] = ()
+    run_options: tuple[tuple[str, str], ...] = ()
     log_severity: int = 2
 
 
@@ -114,6 +116,7 @@ class LoadedModel:
             dimensions=r.dimensions,
             level=r.level,
             config=r.config,
+            run_options=r.run_options,
             log_severity=r.log_severity,
         )
         if not answer["ok"]:

@@ -74,6 +74,7 @@ class Worker:
     def __init__(self, inputs: Arena, outputs: Arena) -> None:
         self.inputs, self.outputs = inputs, outputs
         self.sessions: dict[int, Any] = {}
+        self.run_options: dict[int, Any] = {}  # by session, where it has any
         self.qnn_registered = False
 
     def handle(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +105,11 @@ class Worker:
             raise Refused("load", _first_lines(error)) from error
         session.disable_fallback()
         self.sessions[message["session"]] = session
+        if message["run_options"]:
+            self.run_options[message["session"]] = run_options = ort.RunOptions()
+            run_options.log_severity_level = message["log_severity"]
+            for key, value in message["run_options"]:
+                run_options.add_run_config_entry(key, value)
         return {
             "inputs": [[v.name, v.type, v.shape] for v in session.get_inputs()],
             "outputs": [[v.name, v.type, v.shape] for v in session.get_outputs()],
@@ -129,12 +135,12 @@ class Worker:
 
     def do_run(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """One inference."""
-        session = self.sessions[message["session"]]
+        session, run_options = self.sessions[message["session"]], self.run_options.get(message["session"])
         feed = self.inputs.views(message["inputs"])
         names = [o.name for o in session.get_outputs()]
         start = time.perf_counter()
         try:
-            results = session.run(names, feed)
+            results = session.run(names, feed, run_options)
         except Exception as error:
             raise Refused("execute", _first_lines(error)) from error
         seconds = time.perf_counter() - start
@@ -148,7 +154,7 @@ class Worker:
 
     def do_time(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Time single inferences, until there are ``count`` of them or ``seconds`` are over."""
-        session = self.sessions[message["session"]]
+        session, run_options = self.sessions[message["session"]], self.run_options.get(message["session"])
         feed = self.inputs.views(message["inputs"])
         names = [o.name for o in session.get_outputs()]
         if message["reset_peak"]:
@@ -159,7 +165,7 @@ class Worker:
         try:
             while len(times) < message["count"]:
                 start = clock()
-                session.run(names, feed)
+                session.run(names, feed, run_options)
                 stop = clock()
                 times.append((stop - start) * 1e3)
                 if stop > end:
@@ -171,6 +177,7 @@ class Worker:
     def do_close(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Forget a model."""
         self.sessions.pop(message["session"], None)
+        self.run_options.pop(message["session"], None)
         return {}
 
     def do_versions(self, message: Mapping[str, Any]) -> dict[str, Any]:

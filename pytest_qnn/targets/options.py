@@ -129,7 +129,9 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
             extension="devices.cores.rpc_control_latency",
         ),
         "vtcm_mb": Option(
-            _integer(0, 64), "tightly coupled memory to use, in MiB; 0: all there is", extension="graphs.vtcm_mb"
+            _integer(0, 64),
+            "tightly coupled memory to use, in MiB; 0: the runtime's default",
+            extension="graphs.vtcm_mb",
         ),
         "hvx_threads": Option(
             _integer(1, 64), "vector threads that the graph may use", provider=False, extension="graphs.hvx_threads"
@@ -189,7 +191,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
         "soc": _SOC,
     },
     "cpu": {
-        "num_threads": "QNN's CPU backend starts one thread per core, and neither onnxruntime's execution provider nor the "
+        "num_threads": "QNN's CPU backend starts threads of its own, and neither onnxruntime's execution provider nor the "
         "SDK's tools have an option for that: limit the process's cores instead, e.g. with taskset",
         "performance_mode": _HTP_MODES_ONLY.format("CPU"),
         "precision_mode": "QNN's CPU backend computes in float32 only",
@@ -199,7 +201,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     },
     "gpu": {
         "performance_mode": _HTP_MODES_ONLY.format("GPU"),
-        "device_id": "a Snapdragon has one Adreno GPU, and nothing takes such an option",
+        "device_id": "a Snapdragon has one Adreno GPU",
         "enable_transform_optimization": _NO_SUCH_SWITCH,
         "soc": _SOC,
     },

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from importlib import metadata, util
 
 from pytest_qnn.devices.soc import find_soc
-from pytest_qnn.errors import BackendUnavailableError
+from pytest_qnn.errors import BackendUnavailableError, OptionError
 from pytest_qnn.settings import Settings
+from pytest_qnn.targets.backend_config import provider_options, run_options
 from pytest_qnn.targets.options import check_options
 from pytest_qnn.targets.qnn_cpu import CpuLibraryMissing, find_cpu_library
 from pytest_qnn.targets.target import Plan
@@ -56,9 +57,16 @@ class SimulatorTarget:
             BackendUnavailableError: the backend isn't here.
         """
         checked = check_options(backend, options)
+        checked = dict(sorted({**self.settings.backend_options.get(backend, {}), **checked}.items()))
         chosen = find_soc(soc or self.settings.soc)
         if reason := self.missing(backend):
             raise BackendUnavailableError(f"backend {backend!r} is not available: {reason}")
+        asked = provider_options(backend, checked)
+        if checked.get("device_id", "0") != "0":
+            raise OptionError(
+                f"backend {backend!r}: option device_id: the simulator has one device, 0, got {checked['device_id']}: "
+                "leave the option out"
+            )
         wheel = metadata.version("onnxruntime-qnn")
         versions = {"onnxruntime_qnn": wheel}
         if backend == "htp":
@@ -66,9 +74,12 @@ class SimulatorTarget:
             return Plan(
                 backend="htp",
                 target=self.name,
-                process=f"htp {chosen.name} {wheel}",  # a second SoC in a process changes the precision of the first
-                provider_options=tuple({**checked, **own}.items()),
+                # a second SoC in a process changes the precision of the first; with a second size of VTCM, contexts that
+                # were loaded before fail with error 1100
+                process=f"htp {chosen.name} {wheel} vtcm {checked.get('vtcm_mb', '0')}",
+                provider_options=tuple({**asked, **own}.items()),
                 options=tuple(checked.items()),
+                run_options=tuple(run_options(backend, checked).items()),
                 soc=chosen,
                 simulated=True,
                 has_contexts=True,
@@ -82,7 +93,7 @@ class SimulatorTarget:
             backend="cpu",
             target=self.name,
             process=f"cpu {library.path} {wheel}",
-            provider_options=tuple({**checked, **own}.items()),
+            provider_options=tuple({**asked, **own}.items()),
             options=tuple(checked.items()),
             not_a_device=NOT_A_DEVICE["cpu"],
             library=f"{library.path} ({library.origin})",

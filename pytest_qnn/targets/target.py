@@ -18,7 +18,8 @@ class Plan:
         target: the target's name.
         process: what may share a runtime process: sessions with the same text here.
         provider_options: for the QNN execution provider, complete and validated.
-        options: those of them that the user asked for.
+        options: what the user asked for: in the project's configuration, in marks and at ``load``.
+        run_options: onnxruntime's run options, for each run.
         soc: what is simulated or driven; None where the backend doesn't know SoCs.
         simulated: whether a simulator computes the results.
         not_a_device: why latencies measured here say nothing about a Snapdragon device; empty if they do.
@@ -33,6 +34,7 @@ class Plan:
     process: str
     provider_options: tuple[tuple[str, str], ...]
     options: tuple[tuple[str, str], ...] = ()
+    run_options: tuple[tuple[str, str], ...] = ()
     soc: Soc | None = None
     simulated: bool = False
     not_a_device: str = ""
