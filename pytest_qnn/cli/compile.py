@@ -67,10 +67,15 @@ def run(chosen: argparse.Namespace) -> int:
             took = "from the cache" if bench.artifacts["reused"] else f"compiled in {manifest.compile_seconds:.1f} s"
             rest = sum(provider != "QNNExecutionProvider" for provider, _, _ in manifest.placement)
             write(
-                f"{wrapper}: {soc} (v{manifest.htp_arch}), {manifest.binary_size / 2**20:.2f} MiB, "
+                f"{_shown(wrapper)}: {soc} (v{manifest.htp_arch}), {manifest.binary_size / 2**20:.2f} MiB, "
                 f"{len(manifest.placement) - rest} of {len(manifest.placement)} nodes in "
                 f"{manifest.partitions} graph{'s' if manifest.partitions > 1 else ''}, QNN {manifest.qnn}, {took}"
             )
     finally:
         bench.close()
     return 1 if failed else 0
+
+
+def _shown(file: Path) -> str:
+    """The path from the current folder, where it lies below it."""
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)

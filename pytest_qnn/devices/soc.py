@@ -2,7 +2,7 @@
 
 Names and ids are those that the runtime itself recognizes (``soc_model`` of the QNN execution provider, QAIRT 2.51; ids as
 it writes them into context binaries). A name that it doesn't know makes it fall back to a default with a mere log line,
-so only these are let through. The runtime tells no architectures: those are from Qualcomm's public SoC tables.
+so only these are let through. Architectures are those that the context binaries it makes for them tell.
 """
 
 from __future__ import annotations
