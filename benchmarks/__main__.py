@@ -1,11 +1,11 @@
-"""Run all benchmarks, or those named: ``python -m benchmarks isolation metrics plugin``."""
+"""Run all benchmarks, or those named: ``python -m benchmarks isolation metrics``."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
 
-NAMES = ("metrics", "isolation", "plugin")
+NAMES = ("metrics", "isolation", "context_load", "plugin")
 
 for name in sys.argv[1:] or NAMES:
     print(f"== {name}")

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
         ArtifactError,
         BackendUnavailableError,
         CompileError,
+        EncodingError,
         ExecutionError,
         InputError,
         LatencyError,
+        LintError,
         ModelError,
         OptionError,
         PlacementError,
@@ -39,6 +41,12 @@ if TYPE_CHECKING:
         TargetTimeoutError,
         UsageError,
         VerdictError,
+    )
+    from pytest_qnn.lint.check import (
+        assert_lint_clean,
+    )
+    from pytest_qnn.lint.findings import (
+        LintReport,
     )
     from pytest_qnn.runners.reference import (
         Reference,
@@ -69,11 +77,14 @@ __all__ = [
     "BackendUnavailableError",
     "Bench",
     "CompileError",
+    "EncodingError",
     "ExecutionError",
     "InputError",
     "LatencyBudget",
     "LatencyError",
     "LatencyVerdict",
+    "LintError",
+    "LintReport",
     "Measurement",
     "ModelError",
     "OptionError",
@@ -91,6 +102,7 @@ __all__ = [
     "VerdictError",
     "assert_fully_offloaded",
     "assert_latency",
+    "assert_lint_clean",
     "assert_matches_reference",
 ]
 
@@ -107,9 +119,11 @@ _MODULES = {
         "ArtifactError",
         "BackendUnavailableError",
         "CompileError",
+        "EncodingError",
         "ExecutionError",
         "InputError",
         "LatencyError",
+        "LintError",
         "ModelError",
         "OptionError",
         "PlacementError",
@@ -121,6 +135,8 @@ _MODULES = {
         "UsageError",
         "VerdictError",
     ),
+    "lint.check": ("assert_lint_clean",),
+    "lint.findings": ("LintReport",),
     "runners.reference": ("Reference",),
     "session": (
         "Measurement",

@@ -86,7 +86,7 @@ class Bench:
         self.artifacts: Counter[str] = Counter()
         self.test = CurrentTest()
         self._folders = ExitStack()
-        self._precision: dict[str, str] = {}
+        self._precision: dict[tuple[str, str], str] = {}
 
     @property
     def versions(self) -> dict[str, str]:
@@ -129,11 +129,12 @@ class Bench:
 
     def float_precision(self, plan: Plan) -> str:
         """What a backend computes float models in, found out by running one: "float32" or "float16"."""
-        if plan.process not in self._precision:
+        key = (plan.backend, plan.soc.name if plan.soc else plan.library)
+        if key not in self._precision:
             from pytest_qnn.precision import probe_precision
 
-            self._precision[plan.process] = probe_precision(self, plan)
-        return self._precision[plan.process]
+            self._precision[key] = probe_precision(self, plan)
+        return self._precision[key]
 
     def latency_budget(self, session: Session) -> LatencyBudget | None:
         """The budget that applies to ``session``: marks of the test (nearest value wins), then the configuration."""

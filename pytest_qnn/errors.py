@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_qnn.lint.findings import LintReport
     from pytest_qnn.runners.placement import Placement
     from pytest_qnn.verdict.judge import AccuracyVerdict
     from pytest_qnn.verdict.latency import LatencyVerdict
@@ -77,6 +78,14 @@ class ModelError(UsageError, ValueError):
     """A model file is missing, broken, or doesn't fit what it is used for."""
 
 
+class EncodingError(ModelError):
+    """Encodings are broken, contradict themselves, or don't fit the model. ``problems`` lists each by tensor and field."""
+
+    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
 class InputError(UsageError, ValueError):
     """Inputs don't fit the model: names, shapes, dtypes or values."""
 
@@ -116,6 +125,12 @@ class PlacementError(VerdictError):
     """Nodes did not run on the backend that was asked for."""
 
     verdict: Placement | None
+
+
+class LintError(VerdictError):
+    """A model has what makes it quantise or run badly."""
+
+    verdict: LintReport
 
 
 for _error in [value for value in globals().values() if isinstance(value, type) and issubclass(value, Exception)]:

@@ -71,7 +71,7 @@ def test_doctor_reports_a_broken_library_and_goes_on(tmp_path: Path) -> None:
 def test_mistakes_are_told_without_a_traceback(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 

@@ -102,10 +102,9 @@ def test_code_of_a_page_is_valid(page: Path) -> None:
 def test_the_settings_page_lists_every_setting_and_soc() -> None:
     from pytest_qnn.devices.soc import SOCS
     from pytest_qnn.settings import SETTINGS
-    from pytest_qnn.targets.options import OPTIONS
 
     text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    names = [f"`{s.name}`" if s.ini else f"--qnn-{s.name}" for s in SETTINGS] + list(SOCS) + list(OPTIONS["htp"])
+    names = [f"`{s.name}`" if s.ini else f"--qnn-{s.name}" for s in SETTINGS] + list(SOCS)
     assert [name for name in names if name not in text] == []
 
 

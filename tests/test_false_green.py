@@ -433,3 +433,20 @@ def test_contexts_with_different_vtcm_do_not_disturb_each_other(htp: Backend, mo
     second = htp.load(models / "conv.qdq.onnx", vtcm_mb=2, load_timeout=77)
     inputs = seeded_inputs(first)
     assert np.array_equal(first.run(inputs).output(), second.run(inputs).output())
+
+
+# --- the SDK's library in place of the installed one --------------------------------------------------------------------
+
+
+def test_a_library_on_the_search_path_does_not_replace_the_installed_runtime(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK's manuals set LD_LIBRARY_PATH to its folder; records would then name a release that did not run."""
+    (tmp_path / "libQnnHtp.so").write_bytes(b"not the installed one")
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}:/nowhere")
+    bench = Bench(Settings(no_cache=True))
+    try:
+        session = bench.backend(BackendRequest("htp")).load(models / "conv.qdq.onnx")
+        assert_fully_offloaded(session)
+    finally:
+        bench.close()

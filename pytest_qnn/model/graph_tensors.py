@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class GraphTensors:
     types: dict[str, str]
     channel_axes: dict[str, int]
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """Every tensor that an encoding can be applied to."""
         return self.activations | self.constants.keys()

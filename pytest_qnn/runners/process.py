@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -43,6 +44,19 @@ class Limits:
     load_seconds: float
     run_seconds: float
     memory_mib: float
+
+
+def own_environment() -> dict[str, str]:
+    """This process's environment, without folders in LD_LIBRARY_PATH that have QNN libraries.
+
+    The execution provider finds its backend library by name. The QNN SDK's manuals put the SDK's folder into that variable, and
+    then the SDK's library would run while records name the installed wheel's release.
+    """
+    environment = dict(os.environ)
+    if folders := environment.get("LD_LIBRARY_PATH"):
+        kept = [f for f in folders.split(":") if not (f and any(Path(f).glob("libQnn*.so")))]
+        environment["LD_LIBRARY_PATH"] = ":".join(kept)
+    return environment
 
 
 class RuntimeProcess:
@@ -81,6 +95,7 @@ class RuntimeProcess:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pytest_qnn.runners.worker", *map(str, fds)],
+                env=own_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log_write,
                 stderr=log_write,
