@@ -29,9 +29,12 @@ from pytest_qnn import (
     RuntimeCrashError,
     TargetError,
     TargetTimeoutError,
+    assert_matches_reference,
 )
 from pytest_qnn.artifacts.binary import read_context_binary
+from pytest_qnn.backend import Backend
 from pytest_qnn.cli import main
+from pytest_qnn.model.inputs import seeded_inputs
 from pytest_qnn.sdk import (
     ANDROID,
     Sdk,
@@ -722,3 +725,26 @@ def test_python_tools_run_with_the_python_that_is_named(root: Path, monkeypatch:
     tool = root / "bin" / HOST / "qnn-onnx-converter"
     assert find_sdk(root).command("qnn-onnx-converter") == ["/opt/python3.10/bin/python3", str(tool)]
     assert find_sdk(root, python="py").command("qnn-onnx-converter") == ["py", str(tool)]
+
+
+# --- what the tools made, loaded and judged ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["libconv.so", "conv.SM8650.bin"])
+def test_what_the_sdk_built_is_loaded_and_judged_against_its_model(
+    sdk: Sdk, built: Path, htp: Backend, models: Path, which: str
+) -> None:
+    artifact = next(built.rglob(which))
+    session = htp.load(models / "conv.onnx", artifact=artifact)
+    assert assert_matches_reference(session.run(seeded_inputs(session))).ok
+    assert session.provenance["artifact"]["kind"] == "foreign context binary"
+    assert any("stand-in" in note for note in session.notes), session.notes
+
+
+def test_a_model_library_that_the_sdk_refuses_says_why(sdk: Sdk, htp: Backend, models: Path, tmp_path: Path) -> None:
+    library = tmp_path / "libother.so"
+    library.write_bytes(b"\x7fELF and nothing else")
+    with pytest.raises(
+        CompileError, match=r"qnn-context-binary-generator.*libother\.so|libother\.so.*qnn-context-binary-generator"
+    ):
+        htp.load(models / "conv.onnx", artifact=library)

@@ -244,17 +244,21 @@ def record_file(result: Path) -> Path:
     return result.with_name(result.name + RECORD_SUFFIX)
 
 
-def check_record(result: Path) -> None:
+def check_record(result: Path) -> str:
     """Make sure that the files which one step made together still are what it made; without a record nothing is known.
+
+    Returns:
+        Which tool of which release made it; empty without a record.
 
     Raises:
         ArtifactError: one is missing or was altered since, or the record is broken.
     """
     record = record_file(result)
     if not record.is_file():
-        return
+        return ""
     try:
-        outputs = json.loads(record.read_text(encoding="utf-8"))["outputs"].items()
+        told = json.loads(record.read_text(encoding="utf-8"))
+        outputs, maker = told["outputs"].items(), f"{told['tool']} of the QNN SDK {told['sdk']}"
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise ArtifactError(
             f"{record}: not a record of the SDK's tools: run the step again, or remove the file"
@@ -267,3 +271,4 @@ def check_record(result: Path) -> None:
             raise ArtifactError(
                 f"{file}: altered since the SDK's tool made it (its SHA-256 differs): run the step again"
             )
+    return maker
