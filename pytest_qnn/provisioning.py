@@ -18,6 +18,7 @@ from pytest_qnn.runners.compiler import NothingPlacedError, compile_context, exp
 from pytest_qnn.runners.ort import QNN, LoadedModel, LoadRequest
 from pytest_qnn.runners.placement import Placement
 from pytest_qnn.runners.process import Limits
+from pytest_qnn.sdk.tool import check_record
 from pytest_qnn.targets.options import compile_options
 from pytest_qnn.targets.target import Plan
 
@@ -145,15 +146,16 @@ def provide_foreign(order: Order, foreign: ForeignArtifact, folder: Path) -> Pro
         TargetError: the runtime or the SDK's tool died, hung or isn't there.
     """
     plan, bench = order.plan, order.bench
-    file, notes = (
-        Path(foreign.path),
-        [f"{Path(foreign.path).name} was built elsewhere: its converter's faults count as the backend's"],
-    )
+    file = Path(foreign.path)
+    maker = check_record(file)
+    notes = [
+        f"{file.name} was {f'made by {maker}' if maker else 'built elsewhere'}: its converter's faults count as the backend's"
+    ]
     if plan.soc is None:
         raise ArtifactError(f"{file}: context binaries are for htp, not for {plan.backend}")
     if foreign.suffix != ".bin":
         file, told = _from_sdk(order, foreign, folder)
-        notes += told
+        notes += [f"compiled by {check_record(file)}", *told]
     info = read_context_binary(file)
     notes += check_runs_on(info, plan.soc, plan.simulated)
     wrapped = wrap(info, folder, order.model, graph=foreign.graph, names=foreign.names, layouts=foreign.layouts)
