@@ -83,7 +83,7 @@ def test_good_after(qnn_backend, qnn_inputs):
     result.stdout.fnmatch_lines(
         [
             "E *RuntimeCrashError: stft.onnx on htp (SM8650, simulator): the runtime process was killed by signal 11 "
-            "(SIGSEGV) during load. The next test gets a fresh process.",
+            "(SIGSEGV) during load. Whatever comes next gets a fresh process.",
             "E *Last log lines:*",
             "E *RuntimeCrashError: relu.onnx on htp (SM8650, simulator): *signal 11 (SIGSEGV) during run.*",
             "2 infrastructure errors: nothing was judged there",

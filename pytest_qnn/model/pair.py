@@ -70,7 +70,7 @@ def usable(model: Model) -> Model:
             raise ModelError(
                 f"{model.path}: input {spec.describe()} has dynamic dimensions ({names}), and QNN runs fixed shapes only: "
                 + (
-                    f"pass dimensions={{{spec.unbound[0]!r}: 1}} to load()"
+                    f"say dimensions={{{spec.unbound[0]!r}: 1}} (on the command line --dimensions {spec.unbound[0]}=1)"
                     if not spec.unbound[0].startswith("?")
                     else "fix the shape in the model, e.g. with onnxruntime.tools.make_dynamic_shape_fixed"
                 )

@@ -219,7 +219,7 @@ class RuntimeProcess:
         else:
             how = f"exited with code {code}"
         return RuntimeCrashError(
-            f"{subject}: the runtime process {how} during {op}. The next test gets a fresh process{self._last_lines()}"
+            f"{subject}: the runtime process {how} during {op}. Whatever comes next gets a fresh process{self._last_lines()}"
         )
 
     # --- the log ------------------------------------------------------------------------------------------------------
