@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("metrics", "isolation", "context_load", "plugin")
+NAMES = ("metrics", "isolation", "context_load", "plugin", "quantizing")
 
 for name in sys.argv[1:] or NAMES:
     print(f"== {name}")
