@@ -117,7 +117,11 @@ class Backend:
             float_model=original,
             executed=executed,
             placement=provided.placement,
-            precision=executed.precision if executed.quantized else "quantized" if provided.artifact.quantizes else in_float,
+            precision=executed.precision
+            if executed.quantized
+            else "quantized"
+            if provided.artifact.quantizes
+            else in_float,
             unquantized_precision=in_float,
             artifact=provided.artifact,
             allow_cpu=_allowed(allow_cpu, provided.placement, executed),

@@ -129,8 +129,8 @@ def _check_dimensions(file: Path, dimensions: Mapping[str, int]) -> None:
 
 def _samples(chosen: argparse.Namespace, model: Model) -> Sequence[Mapping[str, Any]]:
     from pytest_qnn.errors import OptionError
-    from pytest_qnn.model.calibration import open_calibration_data
     from pytest_qnn.model.inputs import seeded_inputs
+    from pytest_qnn.quantization.calibration import open_calibration_data
 
     if chosen.data is not None:
         return list(open_calibration_data(chosen.data, model.inputs, chosen.samples or MOST_SAMPLES))

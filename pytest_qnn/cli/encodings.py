@@ -15,7 +15,7 @@ from rich.text import Text
 from pytest_qnn.cli import write
 
 if TYPE_CHECKING:
-    from pytest_qnn.model.encoding_set import EncodingSet, TensorEncoding
+    from pytest_qnn.encodings.encoding_set import EncodingSet, TensorEncoding
 
 FILE = "AIMET or QNN encodings, or a QDQ model (.onnx)"
 MODEL = "the float model, for what a file leaves to it: unknown tensors, shapes, axes"
@@ -68,8 +68,8 @@ def register(commands: Any) -> None:
 
 
 def _show(chosen: argparse.Namespace) -> int:
+    from pytest_qnn.encodings.files import read_encodings
     from pytest_qnn.errors import EncodingError
-    from pytest_qnn.model.encoding_files import read_encodings
     from pytest_qnn.settings import unknown_name
 
     encodings = read_encodings(chosen.file, chosen.model)
@@ -92,8 +92,8 @@ def _show(chosen: argparse.Namespace) -> int:
 
 
 def _check(chosen: argparse.Namespace) -> int:
-    from pytest_qnn.model.encoding_checks import check_encodings
-    from pytest_qnn.model.encoding_files import read_encodings
+    from pytest_qnn.encodings.checks import check_encodings
+    from pytest_qnn.encodings.files import read_encodings
     from pytest_qnn.model.graph_tensors import read_graph
 
     graph = read_graph(chosen.model) if chosen.model else None
@@ -114,7 +114,7 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _convert(chosen: argparse.Namespace) -> int:
-    from pytest_qnn.model.encoding_files import read_encodings, write_encodings
+    from pytest_qnn.encodings.files import read_encodings, write_encodings
 
     encodings = read_encodings(chosen.file, chosen.model)
     if chosen.unsigned:
@@ -126,8 +126,8 @@ def _convert(chosen: argparse.Namespace) -> int:
 
 
 def _compare(chosen: argparse.Namespace) -> int:
-    from pytest_qnn.model.encoding_diff import compare_encodings
-    from pytest_qnn.model.encoding_files import read_encodings
+    from pytest_qnn.encodings.compare import compare_encodings
+    from pytest_qnn.encodings.files import read_encodings
 
     first, second = read_encodings(chosen.first, chosen.model), read_encodings(chosen.second, chosen.model)
     found = compare_encodings(first, second)
@@ -157,8 +157,8 @@ def _compare(chosen: argparse.Namespace) -> int:
 
 
 def _apply(chosen: argparse.Namespace) -> int:
-    from pytest_qnn.model.encoding_apply import apply_encodings
-    from pytest_qnn.model.encoding_files import read_encodings
+    from pytest_qnn.encodings.apply import apply_encodings
+    from pytest_qnn.encodings.files import read_encodings
 
     encodings = read_encodings(chosen.file)
     _print_head(encodings)

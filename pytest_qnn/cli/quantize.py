@@ -14,7 +14,7 @@ from pytest_qnn.cli import write
 from pytest_qnn.errors import OptionError
 
 if TYPE_CHECKING:
-    from pytest_qnn.model.calibration_report import CalibrationReport
+    from pytest_qnn.quantization.report import CalibrationReport
 
 ROWS = 8  # of the printed table; the JSON report has all tensors
 
@@ -65,8 +65,8 @@ def register(commands: Any) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Quantise; returns the exit code."""
     signal.signal(signal.SIGTERM, _stop)
-    from pytest_qnn.model.calibration_report import write_report
-    from pytest_qnn.model.quantization import quantize
+    from pytest_qnn.quantization.quantize import quantize
+    from pytest_qnn.quantization.report import write_report
 
     with _progress(not sys.stderr.isatty()) as progress:
         result = quantize(

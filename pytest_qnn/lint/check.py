@@ -11,9 +11,9 @@ from pytest_qnn.errors import CompileError, LintError, PlacementError, TargetErr
 from pytest_qnn.lint import encodings, observed, structure
 from pytest_qnn.lint.findings import BACKEND, DATA, RULES, Finding, LintReport, check_ignores, describe, sort_out
 from pytest_qnn.lint.graph import Graph
-from pytest_qnn.model.calibration import open_calibration_data
 from pytest_qnn.model.graph_encodings import QUANTIZERS
 from pytest_qnn.model.onnx_file import Model, read_model
+from pytest_qnn.quantization.calibration import open_calibration_data
 from pytest_qnn.runners.placement import NO_REASON, Misplaced, Placement
 from pytest_qnn.runners.process import Limits, ProcessPool
 from pytest_qnn.session import Session
@@ -88,7 +88,7 @@ def lint(
     Args:
         model: an ONNX file, or a session that has it loaded on htp: its placement is known already.
         ignore: what not to report: ``"rule"`` or ``"rule:node"``.
-        data: samples for the rules that need some, as for :func:`~pytest_qnn.model.calibration.open_calibration_data`: a
+        data: samples for the rules that need some, as for :func:`~pytest_qnn.quantization.calibration.open_calibration_data`: a
             folder or file, a list of dicts of arrays, ``"module:function"``. The first 32 are looked at.
         backend: an htp backend to compile the model on, for the rules about what really happens there.
         dimensions: sizes for named dynamic dimensions, e.g. ``{"batch": 1}``.

@@ -18,7 +18,7 @@ _DIGITS = 16
 
 
 def save_model(proto: Any, output: Path, external: bool) -> None:
-    """Write ``proto``, whose weights are in memory; tensors of 1 KiB and more go to a file of their own if ``external``.
+    """Write ``proto``, whose weights are in memory; tensors of 128 bytes and more go to a file of their own if ``external``.
 
     That file is ``<output>.<digest>.data``, named by its content, so that at no moment a model stands beside weights that aren't its
     own; one that an earlier model of that name left is removed.
@@ -49,11 +49,14 @@ def _is_digest(text: str) -> bool:
     return len(text) == _DIGITS and set(text) <= set("0123456789abcdef")
 
 
-def _write_weights(proto: Any, output: Path) -> Path:
+def _write_weights(proto: Any, output: Path) -> Path | None:
+    """The file that large weights were moved to; None if there are none."""
     digest = sha256()
-    large = [t for t in proto.graph.initializer if t.HasField("raw_data") and len(t.raw_data) >= 1024]
+    large = [t for t in proto.graph.initializer if t.HasField("raw_data") and len(t.raw_data) >= 128]
     for tensor in large:
         digest.update(tensor.raw_data)
+    if not large:
+        return None
     data = output.with_name(f"{output.name}.{digest.hexdigest()[:_DIGITS]}.data")
     with replaced_file(data) as draft, draft.open("wb") as f:
         for tensor in large:

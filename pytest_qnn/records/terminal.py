@@ -95,7 +95,9 @@ def summary_notes(collector: Collector) -> list[str]:
     if collector.artifacts["rebuilt"]:
         notes.append(f"cache: {collector.artifacts['rebuilt']} damaged entries were thrown away and compiled again")
     if collector.artifacts["compiled"] or collector.artifacts["reused"]:
-        notes.append(f"models: {collector.artifacts['compiled']} compiled, {collector.artifacts['reused']} from the cache")
+        notes.append(
+            f"models: {collector.artifacts['compiled']} compiled, {collector.artifacts['reused']} from the cache"
+        )
     if number := sum(not e["swallowed"] for e in collector.errors):
         notes.append(f"{number} infrastructure error{'' if number == 1 else 's'}: nothing was judged there")
     notes += [f"never judged by pytest-qnn: {subject}" for subject in collector.unjudged]

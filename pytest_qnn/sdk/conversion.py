@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pytest_qnn.encodings.checks import require_sound
+from pytest_qnn.encodings.files import QNN, read_encodings, write_encodings
 from pytest_qnn.errors import ModelError, OptionError
-from pytest_qnn.model.calibration import CalibrationData, open_calibration_data
-from pytest_qnn.model.encoding_checks import require_sound
-from pytest_qnn.model.encoding_files import QNN, read_encodings, write_encodings
 from pytest_qnn.model.graph_tensors import read_graph
 from pytest_qnn.model.onnx_file import Model, read_model
 from pytest_qnn.model.pair import usable
+from pytest_qnn.quantization.calibration import CalibrationData, open_calibration_data
 from pytest_qnn.sdk.installation import CONVERTER, Sdk
 from pytest_qnn.sdk.tool import ask, step
 from pytest_qnn.settings import unknown_name

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from onnx import helper
 
+from pytest_qnn.encodings.encoding_set import EncodingSet, Precision, TensorEncoding
 from pytest_qnn.model.encoding import INTEGER_BITS, Encoding
-from pytest_qnn.model.encoding_set import EncodingSet, Precision, TensorEncoding
 from tests import small_models
 
 SMALL = sorted(INTEGER_BITS.keys() - {"int32"})

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from pytest_qnn import EncodingError, ModelError
+from pytest_qnn.encodings.encoding_set import Stated
 from pytest_qnn.model import (
     Encoding,
     EncodingSet,
@@ -21,7 +22,6 @@ from pytest_qnn.model import (
     check_encodings,
     read_graph,
 )
-from pytest_qnn.model.encoding_set import Stated
 from tests import small_models
 from tests.encodings.strategies import model, sets
 

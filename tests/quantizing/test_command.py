@@ -28,7 +28,7 @@ def endless():
         if n == 3:
             print("running", flush=True)
 def killed_while_writing():
-    import pytest_qnn.model.quantization as q
+    import pytest_qnn.quantization.quantize as q
     save = q.onnx.save
     def save_and_die(model, path, *arguments, **options):
         save(model, path, *arguments, **options)

@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from pytest_qnn.errors import InputError, OptionError
-from pytest_qnn.model.calibration import open_calibration_data
 from pytest_qnn.model.onnx_file import read_model
 from pytest_qnn.model.tensors import TensorSpec
+from pytest_qnn.quantization.calibration import open_calibration_data
 from tests import small_models
 from tests.quantizing.conftest import Sample, floats, samples
 

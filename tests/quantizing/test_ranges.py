@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-from pytest_qnn.model.calibration_ranges import FINE_BINS, CountedValues, RunningRanges, calibrate
+from pytest_qnn.quantization.ranges import FINE_BINS, CountedValues, RunningRanges, calibrate
 from tests.quantizing.conftest import Sample, floats, net
 
 METHODS = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_qnn.model.calibration_report import write_report
+from pytest_qnn.quantization.report import write_report
 from tests.quantizing.conftest import floats, samples
 
 

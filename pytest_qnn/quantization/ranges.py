@@ -21,7 +21,7 @@ from onnxruntime.quantization import CalibrationMethod, MinMaxCalibrater, Tensor
 from onnxruntime.quantization.calibrate import EntropyCalibrater, HistogramCollector, PercentileCalibrater
 
 from pytest_qnn.errors import InputError
-from pytest_qnn.model.calibration import Sample
+from pytest_qnn.quantization.calibration import Sample
 
 # Bins in which activations are counted, over the symmetric range seen so far; when it grows, neighbours are merged, so that
 # between half of them and all are in use. onnxruntime's at most 2048 bins are filled from these.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pytest_qnn.encodings.encoding_set import EncodingSet, TensorEncoding
 from pytest_qnn.model.encoding import Encoding
-from pytest_qnn.model.encoding_set import EncodingSet, TensorEncoding
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 from pytest_qnn.model.encoding import Encoding
 
 if TYPE_CHECKING:
-    from pytest_qnn.model.calibration import Sample
-    from pytest_qnn.model.calibration_ranges import CalibratedRanges
+    from pytest_qnn.quantization.calibration import Sample
+    from pytest_qnn.quantization.ranges import CalibratedRanges
 
 REPORT_SCHEMA = 1
 FEW_SAMPLES = 8

@@ -13,16 +13,16 @@ import onnx
 import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
+from pytest_qnn.encodings.checks import require_sound
+from pytest_qnn.encodings.encoding_set import EncodingSet, Precision
+from pytest_qnn.encodings.files import read_encodings
+from pytest_qnn.encodings.grids import from_range
+from pytest_qnn.encodings.qdq import AFTER, BEFORE, QUANTIZED, RESTORED
 from pytest_qnn.errors import EncodingError, ModelError, OptionError
 from pytest_qnn.model.encoding import Encoding
-from pytest_qnn.model.encoding_checks import require_sound
-from pytest_qnn.model.encoding_files import read_encodings
-from pytest_qnn.model.encoding_grids import from_range
-from pytest_qnn.model.encoding_set import EncodingSet, Precision
 from pytest_qnn.model.graph_encodings import MOVES_ONLY, constants_of
 from pytest_qnn.model.graph_tensors import GraphTensors, graph_tensors, subgraphs
 from pytest_qnn.model.onnx_file import load_proto
-from pytest_qnn.model.qdq import AFTER, BEFORE, QUANTIZED, RESTORED
 from pytest_qnn.model.saved_model import LIMIT, save_model
 
 # Operators whose results are elements of their first input: the encoding of one is right for the other.

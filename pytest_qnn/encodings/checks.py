@@ -6,9 +6,9 @@ import difflib
 import math
 from collections.abc import Iterator
 
+from pytest_qnn.encodings.encoding_set import EncodingSet, Precision, TensorEncoding, refuse
+from pytest_qnn.encodings.grids import fits
 from pytest_qnn.model.encoding import Encoding
-from pytest_qnn.model.encoding_grids import fits
-from pytest_qnn.model.encoding_set import EncodingSet, Precision, TensorEncoding, refuse
 from pytest_qnn.model.graph_tensors import GraphTensors
 
 

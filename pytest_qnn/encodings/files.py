@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from pytest_qnn.encodings.encoding_set import EncodingSet, Kind, Precision, Stated, TensorEncoding, refuse
+from pytest_qnn.encodings.fields import Fields
+from pytest_qnn.encodings.grids import OPPOSITE, USUAL, Range, encoding_of, from_range, offsets_of, reading_of
 from pytest_qnn.errors import EncodingError, OptionError
 from pytest_qnn.model.encoding import INTEGER_BITS, Encoding
-from pytest_qnn.model.encoding_fields import Fields
-from pytest_qnn.model.encoding_grids import OPPOSITE, USUAL, Range, encoding_of, from_range, offsets_of, reading_of
-from pytest_qnn.model.encoding_set import EncodingSet, Kind, Precision, Stated, TensorEncoding, refuse
 from pytest_qnn.model.graph_tensors import GraphTensors, read_graph
 from pytest_qnn.model.replaced_file import replaced_file
 from pytest_qnn.settings import unknown_name
@@ -42,7 +42,7 @@ def read_encodings(
     """
     path = Path(file).expanduser().absolute()
     if path.suffix == ".onnx":
-        from pytest_qnn.model.qdq import read_qdq
+        from pytest_qnn.encodings.qdq import read_qdq
 
         found: EncodingSet = read_qdq(path)
     else:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pytest_qnn.encodings.encoding_set import EncodingSet, Kind, TensorEncoding
 from pytest_qnn.errors import ModelError
 from pytest_qnn.model.encoding import Encoding
-from pytest_qnn.model.encoding_set import EncodingSet, Kind, TensorEncoding
 from pytest_qnn.model.graph_encodings import GraphEncodings
 from pytest_qnn.model.onnx_file import load_proto
 

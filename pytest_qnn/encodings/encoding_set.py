@@ -72,10 +72,10 @@ class EncodingSet:
     """Encodings by tensor, in the order of their file.
 
     Attributes:
-        tensors: the entries. A broken file may define a tensor twice: see :func:`~pytest_qnn.model.encoding_checks.check_encodings`.
+        tensors: the entries. A broken file may define a tensor twice: see :func:`~pytest_qnn.encodings.checks.check_encodings`.
         about: what the file says of itself: ``quantizer_args``, ``producer``, ``activation_bitwidth``, ...
         source: the file.
-        format: its format, a key of :data:`~pytest_qnn.model.encoding_files.FORMATS`, or "qdq".
+        format: its format, a key of :data:`~pytest_qnn.encodings.files.FORMATS`, or "qdq".
         notes: what a reader should know of how the file was read.
     """
 

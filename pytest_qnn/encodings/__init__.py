@@ -1,0 +1,1 @@
+"""Sets of encodings: AIMET's and QNN's files, QDQ models; checked, compared, applied to a float model."""

@@ -1,0 +1,1 @@
+"""From a float model and calibration data to a QDQ model, on onnxruntime.quantization."""
