@@ -28,14 +28,14 @@ def front_end() -> MelFrontEnd:
 @pytest.fixture(scope="session")
 def orientation_model(build_folder: Path) -> QuantizedModel:
     """The text orientation classifier, A8W8."""
-    calibration = text_orientation.turned_crops(8, CALIBRATION_SEED)
+    calibration = text_orientation.turned_crops(24, CALIBRATION_SEED)
     return build_quantized(build_folder, "text_orientation", text_orientation.model_file(), calibration.inputs)
 
 
 @pytest.fixture(scope="session")
 def embedding_model(build_folder: Path, front_end: MelFrontEnd) -> QuantizedModel:
     """The speech embedding, A8W8 with a scale for each output channel."""
-    calibration = spoken_digits.spoken_digits(front_end, 30, CALIBRATION_SEED)
+    calibration = spoken_digits.spoken_digits(front_end, 100, CALIBRATION_SEED)
     return build_quantized(
         build_folder, "speech_embedding", spoken_digits.model_file(), calibration.inputs, per_channel=True
     )
@@ -44,7 +44,7 @@ def embedding_model(build_folder: Path, front_end: MelFrontEnd) -> QuantizedMode
 @pytest.fixture(scope="session")
 def miscalibrated_embedding_model(build_folder: Path) -> QuantizedModel:
     """The same, but calibrated on sound of -1..1 where the front end wants 16-bit samples: a mistake easily made."""
-    calibration = spoken_digits.spoken_digits(MelFrontEnd(scale=1), 30, CALIBRATION_SEED)
+    calibration = spoken_digits.spoken_digits(MelFrontEnd(scale=1), 100, CALIBRATION_SEED)
     return build_quantized(
         build_folder, "speech_embedding_miscalibrated", spoken_digits.model_file(), calibration.inputs, per_channel=True
     )

@@ -291,7 +291,7 @@ class Session:
 
         Samples are taken until the 95% confidence intervals are narrow enough (the median's at most ``relative_width`` of
         the median, p95's at most twice that) and a budget, where there is one, is decided; or until ``max_seconds`` are
-        over (default 10, but 2 where the figures won't be judged, as on a simulator) or there are ``max_samples``.
+        over (default 10, but 1 where the figures won't be judged, as on a simulator) or there are ``max_samples``.
 
         Args:
             inputs: as for :meth:`run`; of a list, the first element is used.
@@ -302,7 +302,7 @@ class Session:
             TargetError: as for :meth:`run`.
         """
         judged = not self.plan.not_a_device or self.bench.settings.simulated_latency
-        max_seconds = max_seconds if max_seconds is not None else 10.0 if judged else 2.0
+        max_seconds = max_seconds if max_seconds is not None else 10.0 if judged else 1.0
         if min_samples < 1 or max_samples < min_samples or warmup < 0 or max_seconds <= 0 or relative_width <= 0:
             raise InputError(
                 f"{self.subject}: measure needs 1 <= min_samples <= max_samples, warmup >= 0, max_seconds > 0 and "

@@ -17,8 +17,8 @@ from pytest_qnn.runners.reference import Reference
 
 @pytest.fixture(scope="module")
 def queries(front_end: MelFrontEnd) -> LabeledSamples:
-    """Each digit twice, under other noise than the calibration data."""
-    return spoken_digits.spoken_digits(front_end, 20, seed=2)
+    """Each digit once, under other noise than the calibration data."""
+    return spoken_digits.spoken_digits(front_end, 10, seed=2)
 
 
 @pytest.fixture(scope="module")
