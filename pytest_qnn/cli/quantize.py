@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.cli import write
+from pytest_qnn.cli.arguments import add_dimensions, read_dimensions
 from pytest_qnn.errors import OptionError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--symmetric-weights", action=argparse.BooleanOptionalAction, help="(default: where they are signed)"
     )
-    parser.add_argument("--dimensions", action="append", default=[], metavar="NAME=SIZE", help="e.g. batch=1")
+    add_dimensions(parser)
     parser.add_argument("--samples", type=int, help="use the first so many samples only")
     parser.add_argument("--raw-type", default="float32", help="what .raw files hold: float32 (default) or native")
     parser.add_argument(
@@ -84,7 +85,7 @@ def run(chosen: argparse.Namespace) -> int:
             ranges=_by_name(chosen.range, "--range", _bounds),
             symmetric_activations=chosen.symmetric_activations,
             symmetric_weights=chosen.symmetric_weights,
-            dimensions=_by_name(chosen.dimensions, "--dimensions", int),
+            dimensions=read_dimensions(chosen),
             samples=chosen.samples,
             raw_type=chosen.raw_type,
             external_data=chosen.external_data,
