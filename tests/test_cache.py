@@ -391,6 +391,15 @@ def test_an_error_of_the_maker_is_the_callers_and_leaves_nothing(tmp_path: Path)
     assert [f.suffix for f in tmp_path.rglob("*") if f.is_file()] == [".lock"]
 
 
+def test_what_a_killed_maker_left_goes_when_the_entry_is_made(tmp_path: Path) -> None:
+    cache = ContentCache(tmp_path, "texts", read_text)
+    left = tmp_path / "ab" / f"{'ab' * 32}.x1y2.part"
+    left.mkdir(parents=True)
+    (left / "half").write_text("half")
+    assert cache.get("ab" * 32, lambda path: path.write_text("made") and None, 10) == "made"
+    assert not left.exists()
+
+
 # --- the command -------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -163,6 +164,27 @@ def test_a_damaged_context_binary_is_refused(
 def test_a_context_binary_of_another_model_is_refused(htp: Backend, models: Path, context: Path) -> None:
     with pytest.raises(ArtifactError, match="made for model"):
         htp.load(models / "conv.onnx", artifact=context)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"onnxruntime_qnn": "1.0.0"}, r"made for onnxruntime-qnn 1\.0\.0 \(QNN v2"),
+        ({"options": {"vtcm_mb": "4"}}, "made for options {'vtcm_mb': '4'}"),
+        ({"dimensions": {"batch": 2}}, "made for dimensions {'batch': 2}"),
+        ({"nonsense": 1}, "not a manifest"),
+    ],
+)
+def test_a_context_binary_made_with_something_else_is_refused(
+    htp: Backend, models: Path, context: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    wrapper = copy_of(context, tmp_path)
+    manifest = next(tmp_path.glob("*.json"))
+    content = json.loads(manifest.read_text())
+    content["recipe"].update(change)
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=message):
+        htp.load(models / "conv.qdq.onnx", artifact=wrapper)
 
 
 def test_a_context_wrapper_alone_is_refused(htp: Backend, context: Path) -> None:
