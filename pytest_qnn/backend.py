@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_qnn.artifacts.context import copy_to, read_artifact
+from pytest_qnn.artifacts.context import copy_to, manifest_file, read_artifact
 from pytest_qnn.artifacts.context_cache import Context
 from pytest_qnn.artifacts.foreign import SUFFIXES, ForeignArtifact
 from pytest_qnn.devices.soc import find_soc
-from pytest_qnn.errors import ArtifactError, CompileError, OptionError, UsageError
+from pytest_qnn.errors import ArtifactError, CompileError, ModelError, OptionError, UsageError
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.onnx_file import Model, read_model
 from pytest_qnn.model.pair import read_pair, usable
@@ -155,12 +155,11 @@ class Backend:
         order = Order(self.bench, plan, source, subject, self._limits(load_timeout, None))
         folder = Path(output).expanduser().absolute()
         stem = f"{source.path.name.removesuffix('.onnx')}.{plan.soc.name if plan.soc else plan.backend}"
-        kept = None
         try:
-            with suppress(CompileError):  # then it shows below whether the model or the cache's disk is at fault
-                kept = keep_context(order)
-            if kept:
-                return copy_to(kept[0].wrapper, kept[0].manifest, folder, stem)
+            with suppress(CompileError, ModelError, FileNotFoundError):
+                # refused: below it shows whether the model or the cache's disk is at fault; gone: pruned at this moment
+                if kept := keep_context(order):
+                    return copy_to(kept[0].wrapper, kept[0].manifest, folder, stem)
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as work:
                 wrapper = Path(work, "model.ctx.onnx")
@@ -172,8 +171,15 @@ class Backend:
     def _provide_given(self, order: Order, artifact: FilePath | ForeignArtifact) -> Provisioned:
         foreign = artifact if isinstance(artifact, ForeignArtifact) else ForeignArtifact(artifact)
         file = self.bench.locate(foreign.path)
+        if not file.is_file():
+            raise ArtifactError(
+                f"{file}: there is no such file: correct the path, or make it with 'pytest-qnn compile'"
+            )
         if not order.plan.has_contexts:
             raise UsageError(f"artifact={file.name}: context binaries are for htp, this is {self.name}")
+        ours = file.with_name(f"{file.stem}.ctx.onnx")
+        if foreign.suffix == ".bin" and manifest_file(ours).is_file():  # its manifest knows more than it tells itself
+            return provide_given(order, Context(ours, read_artifact(ours)))
         if foreign.suffix in SUFFIXES:
             return provide_foreign(order, replace(foreign, path=file), self.bench.folder())
         if isinstance(artifact, ForeignArtifact):
@@ -202,6 +208,8 @@ class Backend:
     def _executed(self, plan: Plan, asked: Model, original: Model | None) -> tuple[Model, tuple[str, ...]]:
         """The model that really runs, and what a record must say of that."""
         if not (plan.float_only and asked.quantized):
+            if asked.quantized and original is None:
+                return asked, (f"{asked.path.name} was given no float_model: a wrong calibration of it can't be seen",)
             return asked, ()
         if original is None:
             raise UsageError(
@@ -224,12 +232,13 @@ def _seconds(name: str, value: float | None, default: float) -> float:
 def _allowed(allow_cpu: bool | Iterable[str], placement: Placement, model: Model) -> bool | frozenset[str]:
     if isinstance(allow_cpu, bool):
         return allow_cpu
-    if isinstance(allow_cpu, str):
+    names = list(allow_cpu) if isinstance(allow_cpu, Iterable) and not isinstance(allow_cpu, str) else None
+    if names is None or not all(isinstance(name, str) for name in names):
         raise OptionError(
-            f"allow_cpu takes True or a list of operators or node names, got {allow_cpu!r}: put it in a list"
+            f"allow_cpu takes True or a list of operators or node names, got {allow_cpu!r}: put them in a list"
         )
     known = {text for node in model.nodes for text in node if text} | set(placement.nodes)
-    for name in allow_cpu:
+    for name in names:
         if name not in known:
             raise OptionError(f"allow_cpu: {unknown_name('operator or node', name, known)[:300]}")
-    return frozenset(allow_cpu)
+    return frozenset(names)

@@ -112,7 +112,11 @@ class Bench:
         return Backend(self, request)
 
     def load_shared(
-        self, request: LoadRequest, subject: str, limits: Limits, prepare: Callable[[], object] = lambda: None
+        self,
+        request: LoadRequest,
+        subject: str,
+        limits: Limits,
+        prepare: Callable[[], LoadRequest | None] = lambda: None,
     ) -> LoadedModel:
         """A loaded model for ``request``: the one that is there, or a new one (``prepare``: see :class:`LoadedModel`)."""
         with self._loading:

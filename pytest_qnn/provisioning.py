@@ -108,18 +108,30 @@ def provide(order: Order) -> Provisioned:
     if order.plan.has_contexts:
         try:
             if kept := keep_context(order):
-                return _load_context(order, *kept, put_back=lambda: _obtain(order))
+                return _load_context(order, *kept, put_back=lambda: None if _obtain(order)[0] else order.request)
         except (CompileError, ArtifactError) as error:
             trouble = error  # whether it is the model's fault or the disk's shows now
-    loaded = bench.load_shared(order.request, order.subject, order.limits)
+    try:
+        loaded = bench.load_shared(order.request, order.subject, order.limits)
+    except CompileError as error:
+        if order.plan.has_contexts and not model.quantized and bench.float_precision(order.plan) == "refused":
+            raise CompileError(
+                f"{order.subject}: {order.plan.soc.name if order.plan.soc else 'this backend'} takes quantised models only, and this "
+                "one is float: quantise it (pytest-qnn quantize), or take another SoC"
+            ) from error
+        raise
     bench.artifacts["compiled" if order.plan.has_contexts else "in_memory"] += 1
     reasons = explain(bench.pool, model, order.request, loaded.info, order.subject, order.limits)
     placement = place(model, order.plan.backend, loaded.info.placement, reasons)
     if not placement.backend:
         raise _nothing_placed(order, placement, loaded.info.log)
-    if trouble is not None:
+    notes: tuple[str, ...] = ()
+    if trouble is not None and "write" in str(trouble):  # onnxruntime's "Failed to write context cache file"
         bench.cache.contexts.complain(trouble)
-    return Provisioned(loaded, placement, Artifact("compiled in memory", "compiled", order.recipe.key))
+    elif trouble is not None:
+        reason = str(trouble).partition("\n")[0].removeprefix(f"{order.subject}: ")
+        notes = (f"{model.path.name} can't be kept compiled, and is compiled each time: {reason[:200]}",)
+    return Provisioned(loaded, placement, Artifact("compiled in memory", "compiled", order.recipe.key), notes)
 
 
 def provide_given(order: Order, context: Context) -> Provisioned:
@@ -258,14 +270,27 @@ def compile_order(order: Order, wrapper: Path) -> Manifest:
 
 
 def _load_context(
-    order: Order, context: Context, source: str, put_back: Callable[[], object] | None = None
+    order: Order, context: Context, source: str, put_back: Callable[[], LoadRequest | None] | None = None
 ) -> Provisioned:
     """Load a compiled model; ``put_back`` is called before each load: the cache may have been pruned since, or damaged."""
     manifest = context.manifest
     request = replace(order.request, model=str(context.wrapper), dimensions=())
-    prepare = put_back or (lambda: manifest.check_files(context.wrapper))
+    if put_back is None:  # given by the user: another file of that name is another artifact
+        request = replace(request, files=(*request.files, *manifest.files(context.wrapper)))
+
+    def prepare() -> LoadRequest | None:
+        if put_back is not None:
+            return put_back()
+        manifest.check_files(context.wrapper)
+        return None
+
     loaded = order.bench.load_shared(request, order.subject, order.limits, prepare)
     ran = [provider for provider, _, operator in loaded.info.placement if operator == "EPContext"]
+    if not ran:  # the cache's files couldn't be put back: the model itself was loaded
+        placement = place(order.model, order.plan.backend, loaded.info.placement, manifest.reasons)
+        if not placement.backend:
+            raise _nothing_placed(order, placement, loaded.info.log)
+        return Provisioned(loaded, placement, Artifact("compiled in memory", "compiled", order.recipe.key))
     if ran != [QNN] * manifest.partitions:
         raise PlacementError(
             f"{order.subject}: the runtime took {ran.count(QNN)} of the {manifest.partitions} graphs of {context.wrapper}: "

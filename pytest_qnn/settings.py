@@ -5,6 +5,7 @@ The names stand in :mod:`pytest_qnn.interface`; here are their types, their defa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -38,7 +39,10 @@ def _text(value: object) -> str:
 
 
 def _path(value: object) -> Path:
-    return Path(_text(str(value))).expanduser()
+    try:
+        return Path(_text(str(value) if isinstance(value, os.PathLike) else value)).expanduser()
+    except RuntimeError as error:  # ~ of a user that isn't there
+        raise OptionError(f"{value!r}: {error}") from None
 
 
 def _positive(value: object) -> float:
@@ -169,12 +173,14 @@ def read_project_table(folder: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{file} can't be read: {error}") from error
     if "pytest_qnn" not in text and "pytest-qnn" not in text:
         return {}
     try:
         tools = tomllib.loads(text).get("tool", {})
+        if not isinstance(tools, dict):
+            raise OptionError(f"{file}: [tool] must be a table, got {tools!r}")
     except tomllib.TOMLDecodeError as error:
         raise OptionError(f"{file} is not valid TOML: {error}") from error
     if "pytest-qnn" in tools:

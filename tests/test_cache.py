@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 
 from pytest_qnn.artifacts.cache_folder import CacheFolder
 from pytest_qnn.artifacts.content_cache import CacheDamagedWarning, CacheUnusableWarning, ContentCache, Entry
@@ -400,6 +401,45 @@ def test_what_a_killed_maker_left_goes_when_the_entry_is_made(tmp_path: Path) ->
     assert not left.exists()
 
 
+def test_a_stopped_maker_is_waited_for_once(tmp_path: Path) -> None:
+    cache, holder = ContentCache(tmp_path, "texts", read_text), FileLock(tmp_path / "ab" / f"{'ab' * 32}.lock")
+    (tmp_path / "ab").mkdir()
+    with holder:
+        assert cache.get("ab" * 32, lambda path: pytest.fail("it is locked"), 0.2) is None
+        start = time.monotonic()
+        assert cache.get("ab" * 32, lambda path: pytest.fail("it is locked"), 60) is None
+        assert time.monotonic() - start < 30
+
+
+def test_a_folder_that_has_other_things_in_it_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = [tmp_path / "contexts" / "v2" / "classifier.bin", tmp_path / "contexts" / "v2" / "poetry.lock"]
+    mine += [tmp_path / "references" / "v1" / "golden.npz", tmp_path / "contexts" / "v2" / "x.part"]
+    for file in mine:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"mine")
+        os.utime(file, (1, 1))
+    for action in ("verify", "prune", "clear"):
+        assert main(["cache", action, "--cache-dir", str(tmp_path)]) == 0
+    assert all(file.read_bytes() == b"mine" for file in mine)
+
+
+def test_a_session_whose_entry_cannot_be_put_back_is_compiled_in_memory(
+    open_bench: Callable[..., Bench], models: Path, tmp_path: Path
+) -> None:
+    bench = open_bench()
+    session = htp(bench).load(models / "conv.qdq.onnx")
+    sample = seeded_inputs(session, 1)[0]
+    expected = session.run(sample).output()
+    bench.pool.close()
+    for entry in contexts(bench):
+        bench.cache.contexts.remove(entry)
+    for lock in (tmp_path / "cache").rglob("*.lock"):
+        lock.unlink()
+        lock.mkdir()
+    with pytest.warns(CacheUnusableWarning):
+        assert np.array_equal(session.run(sample).output(), expected)
+
+
 # --- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -492,6 +532,7 @@ def test_compile_makes_a_checked_artifact_for_each_soc(
         (["{model}", "--output", "made", "--soc", ","], 2, "name at least one SoC"),
         (["{model}", "--output", "made", "--option", "vtcm=8"], 2, "Did you mean 'vtcm_mb'?"),
         (["{model}", "--output", "made", "--option", "vtcm_mb"], 2, "expected NAME=VALUE"),
+        (["{model}", "--output", "made", "--option", "soc=SM8550"], 2, "say it as the setting soc"),
         (["{model}", "--output", "made", "--dimensions", "batch=x"], 2, "expected whole numbers"),
         (["{model}", "--output", "pyproject.toml"], 2, "can't be written"),
     ],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,13 +23,16 @@ from pytest_qnn import (
     ModelError,
     OptionError,
     PlacementError,
+    TargetError,
     assert_fully_offloaded,
     assert_matches_reference,
 )
+from pytest_qnn.artifacts.content_cache import CacheDamagedWarning
 from pytest_qnn.backend import Backend
 from pytest_qnn.bench import Bench
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.inputs import seeded_inputs
+from pytest_qnn.model.onnx_file import read_model
 from pytest_qnn.runners.ort import LoadedModel, LoadRequest
 from pytest_qnn.session import Run
 from pytest_qnn.settings import Settings
@@ -134,7 +140,9 @@ def copy_of(context: Path, folder: Path) -> Path:
     return folder / context.name
 
 
-@pytest.mark.parametrize("damage", ["flipped byte", "truncated", "empty", "missing", "no manifest", "broken manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flipped byte", "truncated", "empty", "missing", "no manifest", "broken manifest", "altered manifest"]
+)
 def test_a_damaged_context_binary_is_refused(
     htp: Backend, models: Path, context: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -156,7 +164,15 @@ def test_a_damaged_context_binary_is_refused(
             manifest.unlink()
         case "broken manifest":
             manifest.write_text('{"format": 1')
-    expected = {"missing": "is missing", "no manifest": "manifest .* is missing", "broken manifest": "not a manifest"}
+        case "altered manifest":
+            text = manifest.read_text()
+            manifest.write_text(text.replace("CPUExecutionProvider", "QNNExecutionProvider"))
+    expected = {
+        "altered manifest": "altered since it was made",
+        "missing": "is missing",
+        "no manifest": "manifest .* is missing",
+        "broken manifest": "not a manifest",
+    }
     with pytest.raises(ArtifactError, match=expected.get(damage, "altered or truncated since it was made")):
         htp.load(models / "conv.qdq.onnx", artifact=wrapper)
 
@@ -182,7 +198,9 @@ def test_a_context_binary_made_with_something_else_is_refused(
     manifest = next(tmp_path.glob("*.json"))
     content = json.loads(manifest.read_text())
     content["recipe"].update(change)
-    manifest.write_text(json.dumps(content))
+    del content["sha256"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    manifest.write_text(json.dumps({**content, "sha256": digest}))
     with pytest.raises(ArtifactError, match=message):
         htp.load(models / "conv.qdq.onnx", artifact=wrapper)
 
@@ -247,7 +265,7 @@ def test_a_second_soc_does_not_change_the_precision_of_the_first(htp: Backend, m
 def test_a_soc_that_refuses_float_models_is_no_pass(htp: Backend, models: Path, tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match="none of the model's 1 nodes run on htp"):
         htp.load(small_models.unary(tmp_path / "relu.onnx", "Relu"), soc="SM8635")
-    with pytest.raises(CompileError, match="was not selected by that EP"):
+    with pytest.raises(CompileError, match="takes quantised models only"):
         htp.load(models / "conv.onnx", soc="SM8635")
     assert htp.load(models / "conv.qdq.onnx", soc="SM8635").precision == "A8W8"
 
@@ -367,7 +385,7 @@ def test_the_model_of_this_file_is_what_onnx_says(models: Path) -> None:
 def test_a_model_that_is_rewritten_after_loading_is_noticed(htp: Backend, models: Path, tmp_path: Path) -> None:
     file = Path(shutil.copy(models / "conv.onnx", tmp_path / "m.onnx"))
     session = htp.load(file)
-    run = session.run(seeded_inputs(session, 2))
+    run = session.run(seeded_inputs(session, 2, seed=385))  # no other test has asked for their reference
     small_models.unary(file, "Relu", shape=(1, 3, 16, 16))
     with pytest.raises(ModelError, match=r"m.onnx changed on disk since the model was first read"):
         assert_matches_reference(run)
@@ -470,5 +488,136 @@ def test_a_library_on_the_search_path_does_not_replace_the_installed_runtime(
     try:
         session = bench.backend(BackendRequest("htp")).load(models / "conv.qdq.onnx")
         assert_fully_offloaded(session)
+    finally:
+        bench.close()
+
+
+# --- what was attacked: weights, links, exchanged entries, other runtimes --------------------------------------------------
+
+
+def doubling(path: Path, value: float, kind: str) -> Path:
+    """y = x * w, with w in an external data file, as a constant of ``kind``."""
+    weight = onnx.numpy_helper.from_array(np.full(4, value, np.float32), "w")
+    (path.parent / "w.bin").write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, told in (("location", "w.bin"), ("offset", "0"), ("length", "16")):
+        weight.external_data.add(key=key, value=told)
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    constant = helper.make_node("Constant", [], ["w"], value=weight)
+    product = helper.make_node("Mul", ["x", "w"], ["y"], name="m")
+    functions = []
+    if kind == "function":
+        functions = [helper.make_function("own", "Scaled", ["x"], ["y"], [constant, product], opsets[:1])]
+        nodes = [helper.make_node("Scaled", ["x"], ["y"], domain="own", name="scaled")]
+    else:
+        nodes = [constant, product]
+    constants = []
+    if kind == "initializer":
+        nodes, constants = [product], [weight]
+    graph = helper.make_graph(nodes, "g", info[:1], info[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=9), str(path))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["function", "constant", "initializer"])
+def test_new_weights_in_external_data_are_a_new_model(tmp_path: Path, kind: str) -> None:
+    digests = {read_model(doubling(tmp_path / "m.onnx", value, kind)).digest for value in (2.0, 5.0)}
+    assert len(digests) == 2
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ModelError, match=r"external data file 'w\.bin' of tensor 'w' is missing"):
+        read_model(tmp_path / "m.onnx")
+
+
+def test_a_link_that_leads_elsewhere_now_is_a_new_model(htp: Backend, tmp_path: Path) -> None:
+    model = doubling(tmp_path / "m.onnx", 2.0, "initializer")
+    (tmp_path / "w.bin").rename(tmp_path / "v1")
+    (tmp_path / "v2").write_bytes(np.full(4, 5.0, np.float32).tobytes())
+    x, gains = np.ones(4, np.float32), []
+    for target in ("v1", "v2"):
+        (tmp_path / "w.bin").unlink(missing_ok=True)
+        (tmp_path / "w.bin").symlink_to(target)
+        gains.append(float(htp.load(model).run({"x": x}).output()[0]))
+    assert gains == pytest.approx([2.0, 5.0], rel=1e-3)
+
+
+def test_a_copy_with_the_old_time_is_a_new_model(htp: Backend, tmp_path: Path) -> None:
+    x, gains = np.ones(4, np.float32), []
+    for value in (2.0, 5.0):
+        model = doubling(tmp_path / "m.onnx", value, "initializer")
+        os.utime(tmp_path / "w.bin", (1, 1))
+        gains.append(float(htp.load(model).run({"x": x}).output()[0]))
+    assert gains == pytest.approx([2.0, 5.0], rel=1e-3)
+
+
+def test_entries_of_the_cache_that_were_exchanged_are_made_again(models: Path, tmp_path: Path) -> None:
+    bench = Bench(Settings(cache_dir=tmp_path))
+    try:
+        backend = bench.backend(BackendRequest("htp"))
+        for soc in ("SM8550", "SM8650"):
+            backend.load(models / "conv.qdq.onnx", soc=soc)
+        mine = [
+            e.path
+            for e in bench.cache.contexts.entries()
+            if bench.cache.contexts.read(e).manifest.model == "conv.qdq.onnx"
+        ]
+        assert len(mine) == 2
+        for source, target in ((mine[0], tmp_path / "x"), (mine[1], mine[0]), (tmp_path / "x", mine[1])):
+            source.rename(target)
+        with pytest.warns(CacheDamagedWarning, match="made for something else than its name says"):
+            session = backend.load(models / "conv.qdq.onnx", load_timeout=76)
+        assert session.artifact.source == "compiled"
+    finally:
+        bench.close()
+
+
+def test_another_artifact_of_the_same_name_is_another_artifact(
+    htp: Backend, models: Path, context: Path, tmp_path: Path
+) -> None:
+    wrapper = copy_of(context, tmp_path)
+    first = htp.load(models / "conv.qdq.onnx", artifact=wrapper)
+    proto = onnx.load(str(wrapper), load_external_data=False)
+    proto.doc_string = "another one"
+    onnx.save(proto, str(wrapper))
+    manifest = next(tmp_path.glob("*.json"))
+    content = json.loads(manifest.read_text())
+    del content["sha256"]
+    content["wrapper_sha256"] = hashlib.sha256(wrapper.read_bytes()).hexdigest()
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    manifest.write_text(json.dumps({**content, "sha256": digest}))
+    second = htp.load(models / "conv.qdq.onnx", artifact=wrapper)
+    assert first._loaded is not second._loaded
+
+
+def test_the_binary_of_our_own_compile_is_checked_by_its_manifest(
+    htp: Backend, models: Path, context: Path, tmp_path: Path
+) -> None:
+    copy_of(context, tmp_path)
+    binary = next(tmp_path.glob("*.bin"))
+    assert htp.load(models / "conv.qdq.onnx", artifact=binary).artifact.kind == "context binary"
+    content = bytearray(binary.read_bytes())
+    content[-5000] ^= 1
+    binary.write_bytes(content)
+    with pytest.raises(ArtifactError, match="altered or truncated since it was made"):
+        htp.load(models / "conv.qdq.onnx", artifact=binary)
+
+
+def test_a_runtime_library_from_elsewhere_is_refused_by_name(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = Path(importlib.util.find_spec("onnxruntime_qnn").origin).parent  # type: ignore[union-attr, arg-type]
+    (tmp_path / "glibc-hwcaps" / "x86-64-v2").mkdir(parents=True)
+    foreign = (
+        tmp_path / "glibc-hwcaps" / "x86-64-v2" / "libQnnHtp.so"
+    )  # where the filter of LD_LIBRARY_PATH doesn't look
+    shutil.copy(installed / "libQnnHtp.so", foreign)
+    (tmp_path / "glibc-hwcaps" / "onnxruntime_qnn.libs").symlink_to(installed.parent / "onnxruntime_qnn.libs")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    bench = Bench(Settings(cache_dir=tmp_path / "cache"))
+    try:
+        with pytest.raises(TargetError, match=r"loaded .*glibc-hwcaps.*libQnnHtp\.so in place of the installed"):
+            bench.backend(BackendRequest("htp")).load(models / "conv.qdq.onnx")
+        assert list(bench.cache.contexts.entries()) == []
     finally:
         bench.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,20 @@ def test_a_damaged_entry_is_computed_again(tmp_path: Path, damage: str) -> None:
     assert compute.calls == 2
     cache.compute(KEY, compute, 10)
     assert compute.calls == 2, "the new entry is good"
+
+
+def test_an_entry_copied_to_another_name_or_without_an_array_is_computed_again(tmp_path: Path) -> None:
+    cache, other = ArrayCache(tmp_path), Counted(size=7)
+    cache.compute(KEY, Counted(size=5), 10)
+    (entry,) = entries(tmp_path)
+    moved = cache.path("cd" * 32)
+    moved.parent.mkdir()
+    shutil.copy(entry, moved)
+    assert cache.compute("cd" * 32, other, 10)["y"].shape == (7,)
+    with zipfile.ZipFile(entry) as whole, zipfile.ZipFile(tmp_path / "part.npz", "w") as part:
+        part.writestr("contents.npy", whole.read("contents.npy"))
+    shutil.move(tmp_path / "part.npz", entry)
+    assert cache.compute(KEY, Counted(size=5), 10)["y"].shape == (5,)
 
 
 def test_threads_that_want_the_same_compute_it_once(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""Arrays on disk by content: an ``.npz`` file without pickles per entry (numpy's format, a zip with a CRC-32 per array)."""
+"""Arrays on disk by content: an ``.npz`` file without pickles per entry (numpy's format, a zip with a CRC-32 per array).
+
+Beside the arrays stands a list of their names and the entry's key: a zip whose directory is damaged may just lack some, and a
+file may have been copied to another name.
+"""
 
 from __future__ import annotations
 
-import zipfile
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from pytest_qnn.artifacts.content_cache import ContentCache, DamagedEntryError
 from pytest_qnn.runners.shared_tensors import Array
 
 Arrays = dict[str, Array]
+FORMAT = 2  # of the files: part of what a key must be made from
 
 
 class ArrayCache(ContentCache[Arrays]):
@@ -26,7 +31,8 @@ class ArrayCache(ContentCache[Arrays]):
 
         def make(file: Path) -> None:
             computed.update(compute())
-            np.savez(file, **{_escape(name): array for name, array in computed.items()})  # type: ignore[arg-type]
+            told = np.frombuffer(json.dumps([key, sorted(computed)]).encode(), np.uint8)
+            np.savez(file, contents=told, **{_escape(name): array for name, array in computed.items()})  # type: ignore[arg-type]
 
         found = self.get(key, make, wait_seconds)
         return found if found is not None else computed or dict(compute())
@@ -34,12 +40,18 @@ class ArrayCache(ContentCache[Arrays]):
 
 def _read(file: Path) -> Arrays:
     try:
+        if not file.is_file() and file.exists():
+            raise ValueError("not a regular file")
         with np.load(file, allow_pickle=False) as stored:
-            return {_unescape(name): stored[name] for name in stored.files}
+            told = json.loads(stored["contents"].tobytes())
+            arrays = {_unescape(name): stored[name] for name in stored.files if name != "contents"}
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DamagedEntryError(f"not the arrays that were kept ({error})") from error
+    except Exception as error:  # zipfile and numpy raise nearly anything for a damaged file
+        raise DamagedEntryError(f"not the arrays that were kept ({error or type(error).__name__})") from error
+    if told != [file.stem, sorted(arrays)]:
+        raise DamagedEntryError("not the arrays that were kept: others, or not all")
+    return arrays
 
 
 def _escape(name: str) -> str:

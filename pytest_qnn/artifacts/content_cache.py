@@ -9,6 +9,7 @@ said. A folder that can't be written is done without, and said.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -23,6 +24,7 @@ from filelock import FileLock, Timeout
 
 T = TypeVar("T")
 _DRAFT, _LOCK = ".part", ".lock"
+_OURS = re.compile(r"[0-9a-f]{64}(\.|$)")  # a user may have chosen a folder with other things in it
 _DAY = 86400
 MIB = 1 << 20
 
@@ -70,6 +72,7 @@ class ContentCache(Generic[T]):
         self._read_entry = read
         self.hits = self.misses = self.damaged = 0
         self.enabled = True
+        self._not_waited_for: set[str] = set()
         self._complained = False
 
     def path(self, key: str) -> Path:
@@ -97,8 +100,10 @@ class ContentCache(Generic[T]):
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(entry.with_name(key + _LOCK))
-            lock.acquire(timeout=wait_seconds)
+            lock.acquire(timeout=0 if key in self._not_waited_for else wait_seconds)
+            os.utime(lock.lock_file)  # sweep() spares those that were taken lately
         except Timeout:
+            self._not_waited_for.add(key)  # whoever makes it may have been stopped: once is enough
             return None
         except OSError as error:
             self.complain(error)
@@ -165,7 +170,7 @@ class ContentCache(Generic[T]):
     def entries(self) -> Iterator[Entry]:
         """All entries, in no order."""
         for path in self._files():
-            if path.suffix not in (_DRAFT, _LOCK) and path.name.endswith(self.suffix):
+            if path.name == path.name[:64] + self.suffix:
                 with suppress(OSError):
                     stat = path.stat()
                     size = sum(f.stat().st_size for f in path.iterdir()) if path.is_dir() else stat.st_size
@@ -200,12 +205,13 @@ class ContentCache(Generic[T]):
                         _remove(path)
                         removed += 1
                 elif path.suffix == _LOCK and path.stat().st_mtime < time.time() - _DAY:
-                    path.unlink()
+                    with FileLock(path, timeout=0):
+                        path.unlink()
         return removed
 
     def _files(self) -> list[Path]:
         try:
-            return list(self.folder.glob("??/*"))
+            return [f for f in self.folder.glob("??/*") if _OURS.match(f.name) and f.name[:2] == f.parent.name]
         except OSError:
             return []
 

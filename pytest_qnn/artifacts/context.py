@@ -19,10 +19,10 @@ from typing import Any
 
 import onnx
 
-from pytest_qnn.errors import ArtifactError, ModelError
+from pytest_qnn.errors import ArtifactError
 from pytest_qnn.model.onnx_file import file_digest, load_proto
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,13 @@ class Manifest:
     def write(self, wrapper: Path) -> None:
         """Write it beside its wrapper, in one piece."""
         draft = manifest_file(wrapper).with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        content = asdict(self)
+        draft.write_text(json.dumps({**content, "sha256": _checksum(content)}, indent=1), encoding="utf-8")
         os.replace(draft, manifest_file(wrapper))
+
+    def files(self, wrapper: Path) -> tuple[tuple[str, str], ...]:
+        """Path and SHA-256 of the wrapper and of the binary beside it."""
+        return (str(wrapper), self.wrapper_sha256), (str(wrapper.parent / self.binary), self.binary_sha256)
 
     def check_files(self, wrapper: Path) -> None:
         """Make sure that the wrapper and its binary are the ones that the manifest speaks of.
@@ -97,11 +102,13 @@ class Manifest:
         Raises:
             ArtifactError: one is missing, altered or truncated.
         """
-        for file, digest in ((wrapper, self.wrapper_sha256), (wrapper.parent / self.binary, self.binary_sha256)):
+        for name, digest in self.files(wrapper):
+            file = Path(name)
             try:
                 found = file_digest(file)
-            except OSError as error:
-                raise ArtifactError(f"{wrapper}: {file.name} is missing ({error.strerror}): {_AGAIN}") from None
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise ArtifactError(f"{wrapper}: {file.name!r} is missing ({reason}): {_AGAIN}") from None
             if found != digest:
                 raise ArtifactError(f"{file}: altered or truncated since it was made (its SHA-256 differs): {_AGAIN}")
 
@@ -128,8 +135,11 @@ class Manifest:
         asked = {"SoC": f"{wanted.soc} (v{htp_arch})", "model": f"one with digest {wanted.model_sha256[:12]}"}
         for what, shown, ours, theirs in pairs:
             if ours != theirs:
+                again = (
+                    f"compile it for that one: pytest-qnn compile MODEL --soc {wanted.soc}" if what == "SoC" else _AGAIN
+                )
                 raise ArtifactError(
-                    f"{wrapper}: made for {what} {shown}, but {asked.get(what, theirs)} is asked for: {_AGAIN}"
+                    f"{wrapper}: made for {what} {shown}, but {asked.get(what, theirs)} is asked for: {again}"
                 )
 
 
@@ -154,14 +164,20 @@ def read_manifest(wrapper: Path) -> Manifest:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise ArtifactError(f"{file}: format {values['format']!r}, this release reads {FORMAT}: {_AGAIN}")
+        if values.pop("sha256") != _checksum(values):
+            raise ArtifactError(f"{file}: altered since it was made (its own SHA-256 differs): {_AGAIN}")
         return _manifest(values)
     except FileNotFoundError:
         raise ArtifactError(
             f"{wrapper}: its manifest {file.name} is missing, and without it nobody can tell what the binary was made for: "
             f"{_AGAIN}; or, if it was built elsewhere, pass its .bin"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{file}: not a manifest ({error}): {_AGAIN}") from error
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _manifest(values: dict[str, Any]) -> Manifest:
@@ -255,8 +271,5 @@ def read_artifact(wrapper: Path) -> Manifest:
         ArtifactError: it is incomplete, altered or truncated.
     """
     manifest = read_manifest(wrapper)
-    try:
-        manifest.check_files(wrapper)
-    except ModelError as error:
-        raise ArtifactError(str(error)) from error
+    manifest.check_files(wrapper)
     return manifest

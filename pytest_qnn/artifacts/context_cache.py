@@ -34,6 +34,9 @@ def _read(entry: Path) -> Context:
     if not wrapper.is_file() or not manifest_file(wrapper).is_file():
         raise DamagedEntryError("files are missing")
     try:
-        return Context(wrapper, read_artifact(wrapper))
+        manifest = read_artifact(wrapper)
+        if manifest.recipe.key != entry.name:
+            raise DamagedEntryError("it was made for something else than its name says")
+        return Context(wrapper, manifest)
     except ArtifactError as error:
         raise DamagedEntryError(str(error).partition(": compile it again")[0]) from error

@@ -118,6 +118,9 @@ def converted_name(name: str) -> str:
 
 
 def _check_given(model: Model, graph: GraphInfo, names: Mapping[str, str], layouts: Mapping[str, str]) -> None:
+    for option, given in (("names", names), ("layouts", layouts)):
+        if not isinstance(given, Mapping):
+            raise OptionError(f"{option}: must be a dict by the model's tensor names, got {given!r}")
     known = [s.name for s in (*model.inputs, *model.outputs)]
     there = [t.name for t in (*graph.inputs, *graph.outputs)]
     for option, given in (("names", names), ("layouts", layouts)):
@@ -127,6 +130,14 @@ def _check_given(model: Model, graph: GraphInfo, names: Mapping[str, str], layou
     for name in names.values():
         if name not in there:
             raise OptionError(f"names: {unknown_name('tensor of the context binary', name, there)}")
+    if repeated := [name for name in names.values() if list(names.values()).count(name) > 1]:
+        raise OptionError(f"names: {repeated[0]!r} of the context binary is named for two tensors of the model")
+    inputs = {s.name for s in model.inputs}
+    for name, other in names.items():
+        if (name in inputs) != (other in {t.name for t in graph.inputs}):
+            raise OptionError(
+                f"names: {name!r} and {other!r} are an input and an output: they can't be the same tensor"
+            )
     for layout in layouts.values():
         if layout not in LAYOUTS:
             raise OptionError(f"layouts: {unknown_name('layout', layout, LAYOUTS)}")

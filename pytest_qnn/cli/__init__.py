@@ -29,12 +29,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QnnError as error:
         sys.stderr.write(f"pytest-qnn: {error}\n")
         return 1
-    except BrokenPipeError:  # whoever read the output has gone, as in "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         sys.stderr.write("pytest-qnn: interrupted\n")
         return 130
+    except BrokenPipeError:  # whoever read the output has gone, as in "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        sys.stderr.write(
+            f"pytest-qnn: {error.filename or ''}: {error.strerror or error}\n".replace("pytest-qnn: : ", "pytest-qnn: ")
+        )
+        return 1
+    except Exception as error:
+        if os.environ.get("PYTEST_QNN_TRACEBACK"):
+            raise
+        sys.stderr.write(
+            f"pytest-qnn: unexpected {type(error).__name__}: {error}. This is a fault of pytest-qnn: please report it, with what "
+            "PYTEST_QNN_TRACEBACK=1 shows\n"
+        )
+        return 1
 
 
 def write(text: str = "") -> None:

@@ -60,10 +60,11 @@ def run(chosen: argparse.Namespace) -> int:
     from pytest_qnn.advice.measure import candidates, measure
     from pytest_qnn.advice.recommend import recommend
     from pytest_qnn.bench import Bench
+    from pytest_qnn.interface import project_folder
     from pytest_qnn.model.pair import read_pair
     from pytest_qnn.settings import load_settings
 
-    settings = load_settings(Path.cwd())
+    settings = load_settings(project_folder(Path.cwd()))
     backends, socs = _backends(chosen.backend), _socs(chosen.soc, settings)
     dimensions = read_dimensions(chosen)
     bench = Bench(settings)

@@ -36,10 +36,13 @@ def register(commands: Any) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
     from pytest_qnn.artifacts.cache_folder import CacheFolder
+    from pytest_qnn.interface import project_folder
     from pytest_qnn.settings import load_settings
 
     given = {"cache_dir": chosen.cache_dir, "cache_limit_mb": getattr(chosen, "limit_mb", None)}
-    settings = load_settings(Path.cwd(), {name: value for name, value in given.items() if value is not None})
+    settings = load_settings(
+        project_folder(Path.cwd()), {name: value for name, value in given.items() if value is not None}
+    )
     cache = CacheFolder(settings.cache_dir, settings.cache_limit_mb)
     actions = {"list": _list, "verify": _verify, "prune": _prune, "clear": _clear}
     return actions[chosen.action](cache, chosen)
@@ -135,7 +138,7 @@ def _about(kind: Any, entry: Any) -> dict[str, Any]:
         return {}
     try:
         manifest = read_manifest(entry.path / WRAPPER)
-    except ArtifactError:
+    except (ArtifactError, OSError):
         return {"damage": "(damaged)"}
     recipe = manifest.recipe
     return {
@@ -151,7 +154,10 @@ def _about(kind: Any, entry: Any) -> dict[str, Any]:
 
 
 def _time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="minutes")[:16]
+    try:
+        return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="minutes")[:16]
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999
+        return "?"
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -39,15 +39,20 @@ def run(chosen: argparse.Namespace) -> int:
     from pytest_qnn.bench import Bench
     from pytest_qnn.devices.soc import find_soc
     from pytest_qnn.errors import QnnError, UsageError
+    from pytest_qnn.interface import project_folder
     from pytest_qnn.markers import BackendRequest
+    from pytest_qnn.model.onnx_file import read_model
+    from pytest_qnn.runners.compiler import place
     from pytest_qnn.settings import load_settings
+    from pytest_qnn.targets.options import check_options
 
-    settings = load_settings(Path.cwd())
+    settings = load_settings(project_folder(Path.cwd()))
     names = [name for name in (chosen.soc or settings.soc).replace(",", " ").split() if name]
     if not names:
         raise UsageError("--soc: name at least one SoC, e.g. --soc SM8550,SM8650")
     socs = list(dict.fromkeys(find_soc(name).name for name in names))
     options: dict[str, Any] = dict(read_pairs(chosen.option, "--option", "vtcm_mb=8"))
+    check_options("htp", options)
     dimensions = read_dimensions(chosen)
     failed = 0
     bench = Bench(settings)
@@ -65,12 +70,14 @@ def run(chosen: argparse.Namespace) -> int:
                 continue
             manifest = read_artifact(wrapper)
             took = "from the cache" if bench.artifacts["reused"] else f"compiled in {manifest.compile_seconds:.1f} s"
-            rest = sum(provider != "QNNExecutionProvider" for provider, _, _ in manifest.placement)
+            placement = place(read_model(chosen.model, dimensions), "htp", manifest.placement, manifest.reasons)
             write(
                 f"{_shown(wrapper)}: {soc} (v{manifest.htp_arch}), {manifest.binary_size / 2**20:.2f} MiB, "
-                f"{len(manifest.placement) - rest} of {len(manifest.placement)} nodes in "
+                f"{placement.backend} of {placement.backend + len(placement.misplaced)} nodes in "
                 f"{manifest.partitions} graph{'s' if manifest.partitions > 1 else ''}, QNN {manifest.qnn}, {took}"
             )
+            for node in placement.misplaced:
+                write(f"  not in it, onnxruntime's CPU must run it: {node}")
     finally:
         bench.close()
     return 1 if failed else 0

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pytest_qnn.cli import write
 from pytest_qnn.errors import OptionError, QnnError
+from pytest_qnn.interface import project_folder
 from pytest_qnn.settings import BACKENDS, load_settings, unknown_name
 
 Check = dict[str, Any]
@@ -39,7 +40,7 @@ def run(chosen: argparse.Namespace) -> int:
     for name in required:
         if name not in BACKENDS:
             raise OptionError(f"--require: {unknown_name('backend', name, BACKENDS)}")
-    settings = load_settings(Path.cwd(), {"soc": chosen.soc} if chosen.soc else None)
+    settings = load_settings(project_folder(Path.cwd()), {"soc": chosen.soc} if chosen.soc else None)
     checks = [_python(), *_packages(), *_backends(settings), *_sdk(), _adb(), _devices()]
     works = {c["name"]: c["ok"] for c in checks if c["kind"] == "backend"}
     missing = [name for name in required if not works[name]]

@@ -71,11 +71,12 @@ def run(chosen: argparse.Namespace) -> int:
 
 def _lint(chosen: argparse.Namespace) -> LintReport:
     from pytest_qnn.bench import Bench
+    from pytest_qnn.interface import project_folder
     from pytest_qnn.lint.check import lint
     from pytest_qnn.markers import BackendRequest
     from pytest_qnn.settings import load_settings
 
-    settings = load_settings(Path.cwd(), {"soc": chosen.soc} if chosen.soc else None)
+    settings = load_settings(project_folder(Path.cwd()), {"soc": chosen.soc} if chosen.soc else None)
     ignore = [entry for given in chosen.ignore for entry in given.split(",") if entry]
     bench = Bench(settings)
     try:

@@ -39,7 +39,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--weights", type=int, default=8, help="4, 8 or 16 bits (default: 8)")
     parser.add_argument("--per-channel", action="store_true", help="a scale for each output channel of convolutions")
     parser.add_argument("--method", default="minmax", help="minmax, entropy or percentile (default: minmax)")
-    parser.add_argument("--percentile", type=float, default=99.999, help="of --method percentile (default: 99.999)")
+    parser.add_argument("--percentile", type=float, help="of --method percentile (default: 99.999)")
     parser.add_argument("--bins", type=int, help="of the histograms (default: entropy 512, percentile 2048)")
     parser.add_argument(
         "--override", action="append", default=[], metavar="TENSOR=BITS", help="precision of one tensor"

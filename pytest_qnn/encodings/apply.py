@@ -31,6 +31,7 @@ _KEEPS_VALUES = MOVES_ONLY | {
     "SpaceToDepth", "Split", "Tile",
 }  # fmt: skip
 _HAS_BIAS = {"Conv", "ConvTranspose", "Gemm"}
+_FUSES_RELU = {"Conv", "ConvTranspose"}  # QNN's execution provider makes one operation of these and a Relu
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Min", "Max", "PRelu"}
 
 
@@ -60,7 +61,7 @@ def apply_encodings(
 
     Weights and biases are stored as integers with a DequantizeLinear, activations get a pair of QuantizeLinear and DequantizeLinear;
     graph inputs and outputs keep their names. What such sets leave out is derived: int32 biases at scale ``s_input * s_weight``, results of
-    operators that only move elements, what goes into a Relu alone, constants of elementwise operators by their own range.
+    operators that only move elements, what goes into a Relu alone (but for a convolution, which QNN fuses with it), constants of elementwise operators by their own range.
 
     16-bit and 4-bit types, which ONNX has from opset 21 on, are written with onnxruntime's operators of the same name (domain
     com.microsoft) in models of a lower opset, so that no operator of the model has to change; so are per-channel encodings below opset
@@ -96,11 +97,15 @@ def apply_encodings(
     _Rewriter(proto, values).rewrite()
     size = sum(len(t.raw_data) for t in proto.graph.initializer)
     save_model(proto, target, external or size > LIMIT)
+    makers = {o: node.op_type for node in proto.graph.node for o in node.output}
     floats = [
         name
         for node in proto.graph.node
         for name in node.input
-        if tensors.types.get(name) == "float32" and name in tensors.names and name not in values
+        if tensors.types.get(name) == "float32"
+        and name in tensors.names
+        and name not in values
+        and not (node.op_type == "Relu" and makers.get(name) in _FUSES_RELU)
     ]
     return AppliedEncodings(target, tuple(n for n in values if n not in derived), derived, tuple(dict.fromkeys(floats)))
 
@@ -151,6 +156,7 @@ def _derive(graph: Any, tensors: GraphTensors, values: dict[str, Encoding], kept
         for name in _outer_names(node):
             consumers[name] = consumers.get(name, 0) + 2  # a subgraph takes it: never the only one
     outputs = {v.name for v in graph.output}
+    makers = {o: node.op_type for node in graph.node for o in node.output}
     derived: dict[str, str] = {}
 
     def add(name: str, encoding: Encoding, why: str) -> None:
@@ -171,6 +177,9 @@ def _derive(graph: Any, tensors: GraphTensors, values: dict[str, Encoding], kept
             consumers.get(source) == 1
             and source not in outputs
             and (node.op_type in MOVES_ONLY or _only_clips(node, values[node.output[0]], graph))
+            and not (
+                node.op_type == "Relu" and makers.get(source) in _FUSES_RELU
+            )  # no quantiser between: one operation
         ):
             add(source, values[node.output[0]], f"goes into {node.op_type} {node.output[0]!r} alone")
     for node in graph.node:

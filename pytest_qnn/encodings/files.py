@@ -144,7 +144,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1].strip() if text.strip() else ""
+        line = (text.split("\n")[error.lineno - 1 :] or [""])[0].strip()
         hint = ". JSON has no comments: remove it" if line.startswith(("//", "#", "/*")) else ""
         raise EncodingError(
             f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}{hint}"

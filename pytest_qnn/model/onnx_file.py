@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import operator
 import os
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import onnx
@@ -75,7 +77,7 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
             has a name that the model doesn't.
     """
     file = Path(path).expanduser().absolute()
-    key = (str(file), tuple(dimensions.items()) if isinstance(dimensions, Mapping) else repr(dimensions))
+    key = (str(file), repr(dict(dimensions)) if isinstance(dimensions, Mapping) else repr(dimensions))
     known = _models.get(key)
     if known is not None and all(is_unchanged(name, digest) for name, digest in known.files):
         return known
@@ -85,13 +87,14 @@ def read_model(path: str | os.PathLike[str], dimensions: Mapping[str, int] | Non
     return model
 
 
-_models: dict[tuple[str, object], Model] = {}
+_models: dict[tuple[str, str], Model] = {}
 _KEPT_MODELS = 64
 
 
 def _read(file: Path, dimensions: Mapping[str, int] | None) -> Model:
     with ThreadPoolExecutor(1) as beside:  # hashing, which file_digest remembers, takes about as long as parsing
-        beside.submit(file_digest, file)
+        if file.is_file():
+            beside.submit(file_digest, file)
         proto = load_proto(file)
     graph = proto.graph
     if not graph.output:
@@ -143,6 +146,8 @@ def load_proto(file: Path) -> Any:
         raise ModelError(f"{file}: the model can't be read: {error.strerror}. Check the path") from None
     if file.is_dir():
         raise ModelError(f"{file}: this is a folder; name the .onnx file in it")
+    if not file.is_file():
+        raise ModelError(f"{file}: this is no regular file but a pipe or a device; name an .onnx file")
     if size == 0:
         raise ModelError(f"{file}: the model is empty (0 bytes). Export it again")
     try:
@@ -159,26 +164,40 @@ def load_proto(file: Path) -> Any:
     return proto
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Every constant tensor of a graph and of its subgraphs."""
+def _tensors(proto: Any) -> Iterator[Any]:
+    """Every constant tensor of a model: of its graph, subgraphs and functions, sparse ones too."""
+    yield from _of_graph(proto.graph)
+    for function in proto.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: Any) -> Iterator[Any]:
     yield from graph.initializer
-    for node in graph.node:
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-            elif attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _tensors(attribute.g)
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _of_graph(graph)
 
 
 def _external_files(proto: Any, file: Path) -> list[Path]:
     """External data files of a model, each checked to be there and long enough."""
     files: dict[Path, None] = {}
-    for tensor in _tensors(proto.graph):
+    for tensor in _tensors(proto):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
         info = {e.key: e.value for e in tensor.external_data}
-        data = (file.parent / info.get("location", "")).resolve()
-        if not data.is_relative_to(file.parent.resolve()):
+        # by its name, not where links lead: stores of models keep them as links, and links may be changed
+        data = Path(os.path.normpath(file.parent / info.get("location", "")))
+        if not data.is_relative_to(os.path.normpath(file.parent)):
             raise ModelError(f"{file}: external data of {tensor.name!r} lies outside of the model's folder: {data}")
         if not data.is_file():
             raise ModelError(
@@ -197,7 +216,7 @@ def _external_files(proto: Any, file: Path) -> list[Path]:
             attributes = {a.name: a for a in node.attribute}
             if "embed_mode" in attributes and attributes["embed_mode"].i == 0 and "ep_cache_context" in attributes:
                 name = attributes["ep_cache_context"].s.decode(errors="replace")
-                binary = (file.parent / name).resolve()
+                binary = Path(os.path.normpath(file.parent / name))
                 if not binary.is_file():
                     raise ModelError(f"{file}: its context binary {name!r} is missing: copy it beside the model")
                 files[binary] = None
@@ -248,13 +267,20 @@ def edge_quantizers(graph: Any) -> list[tuple[str, str]]:
     ]
 
 
-_digests: dict[tuple[str, int, int, int], str] = {}
+_digests: dict[tuple[str | int, ...], str] = {}
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a file; remembered while size, time and inode stay the same."""
+    """SHA-256 of a file; remembered while its size, times and inode stay the same.
+
+    Raises:
+        OSError: it can't be read, or is no regular file.
+    """
     stat = file.stat()
-    key = (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if not S_ISREG(stat.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
+    # st_ctime tells what copies that keep st_mtime don't
+    key = (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
     if key not in _digests:
         with file.open("rb") as f:
             _digests[key] = hashlib.file_digest(f, "sha256").hexdigest()

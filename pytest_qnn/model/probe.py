@@ -28,7 +28,7 @@ def one_node_model(operator: str) -> Iterator[Path]:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with temporary_folder() as folder:
-        file = folder / f"{operator.lower()}.onnx"
+        file = folder / f"pytest-qnn-probe-{operator.lower()}.onnx"
         onnx.save(model, str(file))
         yield file
 

@@ -26,7 +26,7 @@ class QuantizationOptions:
         per_channel: a scale for each output channel of convolutions' weights, which are symmetric then. Their 4-bit weights
             always are: QNN's HTP refuses others.
         method: "minmax", "entropy" or "percentile".
-        percentile: share of values, in percent, that a range must cover.
+        percentile: share of values, in percent, that a range must cover; None: 99.999. For the method of that name only.
         bins: of the histogram for "entropy" and "percentile"; None: 512 and 2048.
         symmetric_activations: ranges of activations are symmetric around zero.
         symmetric_weights: the same for weights; None: where they are signed.
@@ -42,7 +42,7 @@ class QuantizationOptions:
     weights: int = 8
     per_channel: bool = False
     method: str = "minmax"
-    percentile: float = 99.999
+    percentile: float | None = None
     bins: int | None = None
     symmetric_activations: bool = False
     symmetric_weights: bool | None = None
@@ -65,12 +65,20 @@ class QuantizationOptions:
             raise OptionError(f"weights: must be 4, 8 or 16 bits, got {self.weights!r}")
         if self.method not in METHODS:
             raise OptionError(f"method: {unknown_name('method', str(self.method), METHODS)}")
-        if (
+        if self.percentile is not None and (
             isinstance(self.percentile, bool)
             or not isinstance(self.percentile, int | float)
             or not 50 < self.percentile <= 100
         ):
             raise OptionError(f"percentile: must be over 50 and at most 100, got {self.percentile!r}")
+        for name, given, methods in (
+            ("percentile", self.percentile, ("percentile",)),
+            ("bins", self.bins, ("percentile", "entropy")),
+        ):
+            if given is not None and self.method not in methods:
+                raise OptionError(
+                    f"{name}: has no meaning for the method {self.method!r}: it is for {' and '.join(methods)}"
+                )
         if self.bins is not None and (
             isinstance(self.bins, bool)
             or not isinstance(self.bins, int)
@@ -93,6 +101,11 @@ class QuantizationOptions:
                 raise OptionError(
                     f"ranges: {tensor!r}: {low:g} .. {high:g} must be finite and contain zero, which every encoding can write"
                 )
+
+    @property
+    def covered(self) -> float:
+        """What ``percentile`` asks for, in percent."""
+        return 99.999 if self.percentile is None else float(self.percentile)
 
     @property
     def name(self) -> str:

@@ -108,7 +108,7 @@ def quantize(
         counted = _report_progress(samples, samples.count if chosen.samples is None else chosen.samples, progress)
         draft, ranges = _quantize(source, prepared, watch.watch(counted), chosen, work)
         encodings = _write(draft, origin, target, chosen)
-    asked = 1 - chosen.percentile / 100 if chosen.method == "percentile" else 0.0
+    asked = 1 - chosen.covered / 100 if chosen.method == "percentile" else 0.0
     report = build_report(ranges, encodings, watch, chosen.method, asked)
     if not encodings:
         notes.append("nothing in the model could be quantised")
@@ -176,7 +176,7 @@ def _quantize(
             samples,
             operators=config.op_types_to_quantize,
             method=options.method,
-            percentile=float(options.percentile),
+            percentile=options.covered,
             bins=options.bins or BINS[options.method],
             folder=work,
             fixed={name: (float(low), float(high)) for name, (low, high) in options.ranges.items()},

@@ -30,6 +30,10 @@ BLAME = {
 }
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
+
+
 def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record) -> str:
     """Which output, which limit, by how much, the worst element, who is to blame, how to see it again."""
     failed = verdict.failed
@@ -83,7 +87,7 @@ def _output_lines(session: Session, output: OutputVerdict) -> list[str]:
     if f.get("mean_steps") is not None:
         lines.append(
             f"    y-q: mean {f['mean_steps']:+.3g}, rms {f['rms_steps']:.3g}, max {f['max_steps']:.3g} steps; "
-            f"{100 * (f['beyond_one_step'] or 0):.2g}% beyond one step; gain {f['gain']:.4f}; cosine {f['cosine']:.5f}"
+            f"{_percent(f['beyond_one_step'] or 0)} beyond one step; gain {f['gain']:.4f}; cosine {f['cosine']:.5f}"
         )
     lines += [f"    note: {warning}" for warning in output.warnings]
     return lines

@@ -93,7 +93,10 @@ def summary_notes(collector: Collector) -> list[str]:
         if e["swallowed"]
     ]
     if collector.artifacts["rebuilt"]:
-        notes.append(f"cache: {collector.artifacts['rebuilt']} damaged entries were thrown away and compiled again")
+        count = collector.artifacts["rebuilt"]
+        notes.append(
+            f"cache: {count} damaged {'entry was' if count == 1 else 'entries were'} thrown away and compiled again"
+        )
     if collector.artifacts["compiled"] or collector.artifacts["reused"]:
         notes.append(
             f"models: {collector.artifacts['compiled']} compiled, {collector.artifacts['reused']} from the cache"

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pytest_qnn.errors import (
@@ -77,7 +78,8 @@ class LoadedModel:
 
     Args:
         on_load: told whenever it was loaded.
-        prepare: called before it is loaded, each time: puts back files that may have gone since.
+        prepare: called before it is loaded, each time: puts back files that may have gone since, or says what to load
+            instead.
 
     Attributes:
         loads: how often it was loaded.
@@ -90,7 +92,7 @@ class LoadedModel:
         subject: str,
         limits: Limits,
         on_load: Callable[[LoadedModel], None] = lambda loaded: None,
-        prepare: Callable[[], object] = lambda: None,
+        prepare: Callable[[], LoadRequest | None] = lambda: None,
     ) -> None:
         self.pool, self.request, self.subject, self.limits = pool, request, subject, limits
         self._on_load, self._prepare = on_load, prepare
@@ -100,10 +102,9 @@ class LoadedModel:
         self.loads = 0
         self.info = self._load()
 
-    def _load(self) -> LoadInfo:
-        self._prepare()
-        process = self.pool.get(self.request.process)
-        r = self.request
+    def _load(self, again: bool = True) -> LoadInfo:
+        r = self._prepare() or self.request
+        process = self.pool.get(r.process)
         answer = process.request(
             "load",
             self.subject,
@@ -119,6 +120,8 @@ class LoadedModel:
             run_options=r.run_options,
             log_severity=r.log_severity,
         )
+        if not answer["ok"] and again and not Path(r.model).parent.exists():  # pruned at this very moment
+            return self._load(again=False)
         if not answer["ok"]:
             raise _load_error(self.subject, answer, r.provider)
         changed = [path for path, digest in r.files if not is_unchanged(path, digest)]

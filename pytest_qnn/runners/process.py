@@ -54,7 +54,7 @@ def own_environment() -> dict[str, str]:
     """
     environment = dict(os.environ)
     if folders := environment.get("LD_LIBRARY_PATH"):
-        kept = [f for f in folders.split(":") if not (f and any(Path(f).glob("libQnn*.so")))]
+        kept = [f for f in re.split("[:;]", folders) if f and not any(Path(f).glob("libQnn*.so"))]
         environment["LD_LIBRARY_PATH"] = ":".join(kept)
     return environment
 

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from importlib import metadata
 from typing import overload
 
-from pytest_qnn.artifacts.array_cache import ArrayCache
+from pytest_qnn.artifacts.array_cache import FORMAT, ArrayCache
+from pytest_qnn.errors import TargetError
 from pytest_qnn.model.inputs import check_inputs
 from pytest_qnn.model.onnx_file import Model, check_unchanged, read_model
 from pytest_qnn.model.probe import temporary_folder
@@ -47,6 +48,7 @@ class ReferenceRunner:
             TargetError: the reference process died, hung or ran out of memory.
         """
         what = {
+            "format": FORMAT,
             "model": model.digest,
             "dimensions": model.dimensions,
             "inputs": digest_of_arrays(dict(inputs)),
@@ -83,7 +85,13 @@ class ReferenceRunner:
 
         if model.digest not in self._twins:
             file = self._folders.enter_context(temporary_folder()) / f"{model.digest[:16]}.onnx"
-            without_rounding(model.path, file)
+            try:
+                without_rounding(model.path, file)
+            except OSError as error:
+                raise TargetError(
+                    f"{model.path.name}: no room for its float twin in {file.parent.parent} ({error.strerror}): free some space "
+                    "there, or pass float_model="
+                ) from error
             check_unchanged(model)
             self._twins[model.digest] = read_model(file, dict(model.dimensions))
         return self._twins[model.digest]

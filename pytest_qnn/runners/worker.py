@@ -104,6 +104,8 @@ class Worker:
         except Exception as error:
             raise Refused("load", _first_lines(error)) from error
         session.disable_fallback()
+        if message["provider"] == "QNNExecutionProvider":
+            _check_libraries(dict(message["provider_options"]))
         self.sessions[message["session"]] = session
         if message["run_options"]:
             self.run_options[message["session"]] = run_options = ort.RunOptions()
@@ -185,6 +187,25 @@ class Worker:
         import onnxruntime as ort
 
         return {"onnxruntime": ort.__version__, "build": ort.get_build_info(), "pid": os.getpid()}
+
+
+def _check_libraries(provider_options: Mapping[str, str]) -> None:
+    """Refuse a runtime that isn't the one that records name: the loader may have found QNN's libraries elsewhere."""
+    import onnxruntime_qnn
+
+    allowed = [os.path.realpath(os.path.dirname(onnxruntime_qnn.get_library_path()))]
+    if backend := provider_options.get("backend_path"):
+        allowed.append(os.path.realpath(os.path.dirname(backend)))
+    with suppress(OSError), open("/proc/self/maps") as maps:
+        mapped = {line.split(maxsplit=5)[5].strip() for line in maps if "/lib" in line}
+        for library in sorted(mapped):
+            folder, name = os.path.split(library)
+            if name.startswith(("libQnn", "libHtpPrepare")) and os.path.realpath(folder) not in allowed:
+                raise Refused(
+                    "library",
+                    f"the runtime loaded {library} in place of the installed onnxruntime-qnn's: take its folder out of "
+                    "LD_LIBRARY_PATH and LD_PRELOAD",
+                )
 
 
 def _first_lines(error: Exception) -> str:

@@ -259,7 +259,9 @@ def check_record(result: Path) -> str:
     try:
         told = json.loads(record.read_text(encoding="utf-8"))
         outputs, maker = told["outputs"].items(), f"{told['tool']} of the QNN SDK {told['sdk']}"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        if any(Path(name).name != name or not name for name, _ in outputs):
+            raise ValueError("not a file name")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ArtifactError(
             f"{record}: not a record of the SDK's tools: run the step again, or remove the file"
         ) from None

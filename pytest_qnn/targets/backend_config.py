@@ -59,7 +59,7 @@ def read_backend_config(file: Path) -> dict[str, dict[str, str]]:
         content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except OSError as error:
         raise OptionError(f"{file}: can't be read ({error.strerror or error}): correct the path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{file}: not valid JSON ({error}): correct the file") from error
     sections = {f"{backend}_config": backend for backend in OPTIONS}
     if not isinstance(content, dict):

@@ -71,7 +71,8 @@ def _integer(low: int, high: int) -> Callable[[object], str]:
     def parse(value: object) -> str:
         text = str(value).strip()
         digits = text.removeprefix("-")
-        if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()) or not low <= int(text) <= high:
+        written = digits.isascii() and digits.isdigit() and len(digits) < 19  # int() refuses thousands of digits
+        if isinstance(value, bool) or not written or not low <= int(text) <= high:
             raise OptionError(f"expected a whole number from {low} to {high}, got {value!r}")
         return str(int(text))
 

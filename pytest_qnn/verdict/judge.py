@@ -266,12 +266,12 @@ class OutputCase:
         return found
 
     def _blame(self, against_float: bool) -> str:
-        """Against float, the larger of the two noises is to blame; "limit" where the derived rule has no objection."""
+        """ "limit" where the derived rule has no objection; else, against float, the larger of the two noises is to blame."""
+        if not self.exact and not apply_rule(self.evidence, precision=self.precision, bounded=self.bounded).failures:
+            return "limit"
         s = self.evidence.sums
         if against_float and self.evidence.has_float and s.g2 > s.e2:
             return "quantization"
-        if not self.exact and not apply_rule(self.evidence, precision=self.precision, bounded=self.bounded).failures:
-            return "limit"
         return attribute(self.evidence, against_float=against_float)
 
 

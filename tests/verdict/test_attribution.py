@@ -134,7 +134,9 @@ def test_nan_of_the_backend_is_the_backends_fault_even_where_the_quantization_is
 
 def test_an_explicit_limit_against_float_blames_the_larger_noise(healthy):
     limit = Tolerance(sqnr_db=60)
-    assert replace(healthy, y=healthy.q).judge(limit).blame == "quantization"
+    assert replace(healthy, y=healthy.q).judge(limit).blame == "limit", "the derived rule would pass"
+    lossy = healthy.f + noise(healthy, 1.0)
+    assert replace(healthy, q=lossy, r=lossy, y=lossy).judge(limit).blame == "quantization"
     assert healthy.with_y(-healthy.y).judge(limit).blame == "backend"
 
 
