@@ -66,7 +66,8 @@ def child(which: str, model: str, target: str, method: str, count: str) -> None:
     import onnxruntime.quantization.execution_providers.qnn  # noqa: F401
 
     if which == "plugin":
-        pass
+        import pytest_qnn.quantization.quantize
+        import pytest_qnn.quantization.ranges  # noqa: F401
     act = through_plugin if which == "plugin" else bare
     start = time.perf_counter()
     act(Path(model), Path(target), method, int(count))
