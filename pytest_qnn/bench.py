@@ -168,7 +168,10 @@ class Bench:
         """
         if not isinstance(path, str | os.PathLike):
             raise ModelError(f"expected the path of a model file, got {type(path).__name__}")
-        file = Path(path).expanduser()
+        try:
+            file = Path(path).expanduser()
+        except RuntimeError as error:  # ~ of a user that isn't there
+            raise ModelError(f"{path}: {error}: correct the path") from None
         if file.is_absolute():
             return file
         for folder in (Path.cwd(), self.root):

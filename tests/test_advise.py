@@ -262,6 +262,7 @@ def test_the_table_fits_a_hundred_columns(
         (["dynamic.onnx"], "give their sizes, e.g. --dimensions batch=1"),
         (["conv.onnx", "--dimensions", "batch=1"], "no dynamic dimension 'batch'"),
         (["conv.onnx", "--float-model", "conv.qdq.onnx"], "is itself quantised"),
+        (["conv.onnx", "--float-model", "conv.onnx"], "conv.onnx is MODEL itself"),
         (["conv.onnx", "--data", "nowhere"], "there is no such file or folder"),
         (["conv.onnx", "--data", "data"], "input x: float32[1, 3, 16, 16] got shape [1, 3, 8, 8]"),
         (["conv.onnx", "--samples", "0"], "must be at least 1, got 0"),

@@ -60,6 +60,7 @@ def run(chosen: argparse.Namespace) -> int:
     from pytest_qnn.advice.measure import candidates, measure
     from pytest_qnn.advice.recommend import recommend
     from pytest_qnn.bench import Bench
+    from pytest_qnn.errors import UsageError
     from pytest_qnn.interface import project_folder
     from pytest_qnn.model.pair import read_pair
     from pytest_qnn.settings import load_settings
@@ -71,6 +72,10 @@ def run(chosen: argparse.Namespace) -> int:
     try:
         _check_dimensions(bench.locate(chosen.model), dimensions)
         float_file = None if chosen.float_model is None else bench.locate(chosen.float_model)
+        if float_file is not None and float_file.exists() and float_file.samefile(bench.locate(chosen.model)):
+            raise UsageError(
+                f"--float-model: {float_file.name} is MODEL itself: name the float model that MODEL was made from"
+            )
         model, original = read_pair(bench.locate(chosen.model), float_file, dimensions)
         samples = _samples(chosen, model)
         tried = candidates(bench, model, original, backends, socs, dimensions)

@@ -55,6 +55,9 @@ class Difference:
         return bool(self.only_first or self.only_second) or any(c.steps > steps or c.changed for c in self.changes)
 
 
+ROUNDING = 1e-6  # steps: less than this is how decimal numbers in files are rounded
+
+
 def compare_encodings(first: EncodingSet, second: EncodingSet) -> Difference:
     """Compare two sets by tensor."""
     a, b = first.by_name, second.by_name
@@ -76,6 +79,12 @@ def _change(a: TensorEncoding, b: TensorEncoding) -> Change | None:
         before, after = (e.range if e else None for e in (x, y))
         return Change(a.name, math.inf, before, after, (f"{words[0]} -> {words[1]}",))
     steps, changed = _moved(x, y), tuple(_changed(x, y))
+    if x.bits == y.bits == 32:  # a bias: its range is that of the accumulator and says nothing, its scale does
+        moved = steps > 0 and not all(
+            _same(*pair) for pair in zip(x.scale, y.scale, x.zero_point, y.zero_point, strict=False)
+        )
+        changed += ("bias scale",) if moved else ()
+        steps = 0.0
     if a.kind is not None and b.kind is not None and a.kind != b.kind:
         changed += (f"{a.kind} -> {b.kind}",)
     return Change(a.name, steps, x.range, y.range, changed) if steps or changed else None
@@ -98,7 +107,8 @@ def _moved(a: Encoding, b: Encoding) -> float:
         for scale, was, now in channels
         if was != now
     ]
-    return max(moved, default=0.0)
+    furthest = max(moved, default=0.0)
+    return furthest if furthest > ROUNDING else 0.0
 
 
 def _same(scale: float, other_scale: float, zero: int, other_zero: int) -> bool:

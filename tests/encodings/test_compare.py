@@ -56,6 +56,7 @@ def test_the_tensor_that_moved_most_comes_first() -> None:
         (Encoding((1.0,), (0,), "int8"), Encoding((1.0, 0.5), (0, 0), "int8", 1), 0.0, ("per tensor -> 2 channels along axis 1",)),
         (Encoding((1.0, 0.5), (0, 0), "int8", 1), Encoding((1.0, 1.0), (0, 0), "int8", 1), 128.0, ()),
         (Encoding((1.0, 0.5), (0, 0), "int8", 0), Encoding((1.0, 0.5), (0, 0), "int8", 1), 0.0, ("2 channels along axis 0 -> 2 channels along axis 1",)),
+        (Encoding((1e-5,), (0,), "int32"), Encoding((2e-5,), (0,), "int32"), 0.0, ("bias scale",)),
         (Encoding((1.0,), (0,), "int8"), Precision("float", 16), math.inf, ("int8 -> float16",)),
         (Encoding((0.0,), (0,), "int8"), Encoding((1.0,), (0,), "int8"), math.inf, ()),
     ],
