@@ -22,6 +22,7 @@ from pytest_qnn.provisioning import (
     Order,
     Provisioned,
     compile_order,
+    explained,
     keep_context,
     provide,
     provide_foreign,
@@ -165,6 +166,8 @@ class Backend:
                 wrapper = Path(work, "model.ctx.onnx")
                 self.bench.artifacts["compiled"] += 1
                 return copy_to(wrapper, compile_order(order, wrapper), folder, stem)
+        except CompileError as error:
+            raise explained(order, error) from error
         except OSError as error:
             raise ArtifactError(f"{folder}: can't be written: {error.strerror or error}") from error
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_qnn.errors import PlacementError
+from pytest_qnn.errors import CompileError, PlacementError
 from pytest_qnn.model.onnx_file import read_model
 from pytest_qnn.model.probe import PROBE_INPUT, one_node_model
-from pytest_qnn.provisioning import Order, provide
+from pytest_qnn.provisioning import PROBE, Order, provide
 
 if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
@@ -28,10 +28,10 @@ def probe_precision(bench: Bench, plan: Plan) -> str:
         TargetError: the runtime died, hung or ran out of memory.
     """
     with one_node_model("Neg") as file:
-        order = Order(bench, plan, read_model(file), f"precision probe on {plan.backend}", bench.limits)
+        order = Order(bench, plan, read_model(file), f"{PROBE} on {plan.backend}", bench.limits)
         try:
             loaded = provide(order).loaded
-        except PlacementError:
+        except (PlacementError, CompileError):
             return "refused"
         try:
             outputs, _ = loaded.run({"x": np.full(PROBE_INPUT.shape, VALUE, np.float32)})

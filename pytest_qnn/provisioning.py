@@ -22,6 +22,8 @@ from pytest_qnn.sdk.tool import check_record
 from pytest_qnn.targets.options import compile_options
 from pytest_qnn.targets.target import Plan
 
+PROBE = "precision probe"
+
 if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
 
@@ -114,12 +116,7 @@ def provide(order: Order) -> Provisioned:
     try:
         loaded = bench.load_shared(order.request, order.subject, order.limits)
     except CompileError as error:
-        if order.plan.has_contexts and not model.quantized and bench.float_precision(order.plan) == "refused":
-            raise CompileError(
-                f"{order.subject}: {order.plan.soc.name if order.plan.soc else 'this backend'} takes quantised models only, and this "
-                "one is float: quantise it (pytest-qnn quantize), or take another SoC"
-            ) from error
-        raise
+        raise explained(order, error) from error
     bench.artifacts["compiled" if order.plan.has_contexts else "in_memory"] += 1
     reasons = explain(bench.pool, model, order.request, loaded.info, order.subject, order.limits)
     placement = place(model, order.plan.backend, loaded.info.placement, reasons)
@@ -132,6 +129,19 @@ def provide(order: Order) -> Provisioned:
         reason = str(trouble).partition("\n")[0].removeprefix(f"{order.subject}: ")
         notes = (f"{model.path.name} can't be kept compiled, and is compiled each time: {reason[:200]}",)
     return Provisioned(loaded, placement, Artifact("compiled in memory", "compiled", order.recipe.key), notes)
+
+
+def explained(order: Order, error: CompileError) -> CompileError:
+    """``error``, or what it comes from: some SoCs take no float models, and the runtime's own words don't say so."""
+    plan = order.plan
+    if order.model.quantized or plan.soc is None or order.subject.startswith(PROBE):
+        return error
+    if order.bench.float_precision(plan) != "refused":
+        return error
+    return CompileError(
+        f"{order.subject}: {plan.soc.name} takes quantised models only, and this one is float: quantise it (pytest-qnn "
+        "quantize), or take another SoC"
+    )
 
 
 def provide_given(order: Order, context: Context) -> Provisioned:

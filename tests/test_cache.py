@@ -552,3 +552,15 @@ def test_mistakes_in_compile(
     assert main(["compile", *(a.format(model=models / "conv.onnx") for a in arguments)]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
+
+
+def test_a_float_model_for_a_soc_that_takes_none_says_so_and_the_others_are_made(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs_simulator()
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest_qnn]\ncache_dir = 'cache'\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["compile", str(models / "conv.onnx"), "--soc", "QCS6490,SM8650", "--output", "made"]) == 1
+    captured = capsys.readouterr()
+    assert "QCS6490 takes quantised models only" in captured.err
+    assert [f.name for f in (tmp_path / "made").glob("*.bin")] == ["conv.SM8650.bin"]
