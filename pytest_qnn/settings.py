@@ -213,8 +213,9 @@ def load_settings(
     folder: Path,
     command_line: Mapping[str, object] | None = None,
     ini: Mapping[str, object] | None = None,
+    flag: str = "--qnn-",
 ) -> Settings:
-    """Merge the layers for the project in ``folder``.
+    """Merge the layers for the project in ``folder``; ``flag`` is how arguments of the command line begin.
 
     Raises:
         OptionError: an unknown key or a bad value, naming the layer it came from.
@@ -230,7 +231,7 @@ def load_settings(
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         layers = (
-            (f"--qnn-{setting.name.replace('_', '-')}", (command_line or {}).get(setting.name)),
+            (f"{flag}{setting.name.replace('_', '-')}", (command_line or {}).get(setting.name)),
             (f"ini value qnn_{setting.name}", (ini or {}).get(setting.name) if setting.ini else None),
             (f"[tool.pytest_qnn] {setting.name}", table.get(setting.name)),
         )

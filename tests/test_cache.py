@@ -483,7 +483,7 @@ def test_verify_removes_what_is_damaged(filled: Path, capsys: pytest.CaptureFixt
 def test_prune_keeps_the_most_recently_used(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entries = sorted(CacheFolder(filled, 1).contexts.entries(), key=lambda e: e.key)
     os.utime(entries[0].path, (1, 1))
-    assert main(["cache", "prune", "--limit-mb", str((entries[1].size + 20_000) / 2**20)]) == 0
+    assert main(["cache", "prune", "--cache-limit-mb", str((entries[1].size + 20_000) / 2**20)]) == 0
     assert "1 entry removed" in capsys.readouterr().out
     assert [e.key for e in CacheFolder(filled, 1).contexts.entries()] == [entries[1].key]
 

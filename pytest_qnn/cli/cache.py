@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
         if name == "list":
             action.add_argument("--json", action="store_true", help="print JSON")
         if name == "prune":
-            action.add_argument("--limit-mb", metavar="MIB", help="default: the setting cache_limit_mb")
+            action.add_argument("--cache-limit-mb", metavar="MIB", help="default: the setting cache_limit_mb")
     parser.set_defaults(run=run)
 
 
@@ -39,10 +39,9 @@ def run(chosen: argparse.Namespace) -> int:
     from pytest_qnn.interface import project_folder
     from pytest_qnn.settings import load_settings
 
-    given = {"cache_dir": chosen.cache_dir, "cache_limit_mb": getattr(chosen, "limit_mb", None)}
-    settings = load_settings(
-        project_folder(Path.cwd()), {name: value for name, value in given.items() if value is not None}
-    )
+    given = {"cache_dir": chosen.cache_dir, "cache_limit_mb": getattr(chosen, "cache_limit_mb", None)}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    settings = load_settings(project_folder(Path.cwd()), overrides, flag="--")
     cache = CacheFolder(settings.cache_dir, settings.cache_limit_mb)
     actions = {"list": _list, "verify": _verify, "prune": _prune, "clear": _clear}
     return actions[chosen.action](cache, chosen)

@@ -40,7 +40,7 @@ def run(chosen: argparse.Namespace) -> int:
     for name in required:
         if name not in BACKENDS:
             raise OptionError(f"--require: {unknown_name('backend', name, BACKENDS)}")
-    settings = load_settings(project_folder(Path.cwd()), {"soc": chosen.soc} if chosen.soc else None)
+    settings = load_settings(project_folder(Path.cwd()), {"soc": chosen.soc} if chosen.soc else None, flag="--")
     checks = [_python(), *_packages(), *_backends(settings), *_sdk(), _adb(), _devices()]
     works = {c["name"]: c["ok"] for c in checks if c["kind"] == "backend"}
     missing = [name for name in required if not works[name]]

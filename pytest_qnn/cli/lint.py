@@ -76,7 +76,7 @@ def _lint(chosen: argparse.Namespace) -> LintReport:
     from pytest_qnn.markers import BackendRequest
     from pytest_qnn.settings import load_settings
 
-    settings = load_settings(project_folder(Path.cwd()), {"soc": chosen.soc} if chosen.soc else None)
+    settings = load_settings(project_folder(Path.cwd()), {"soc": chosen.soc} if chosen.soc else None, flag="--")
     ignore = [entry for given in chosen.ignore for entry in given.split(",") if entry]
     bench = Bench(settings)
     try:

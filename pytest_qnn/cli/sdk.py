@@ -101,7 +101,7 @@ def _backend(chosen: argparse.Namespace) -> tuple[list[str], dict[str, object]]:
     from pytest_qnn.targets.options import check_options
 
     given = {"backend_config": chosen.backend_config} if chosen.backend_config else None
-    settings = load_settings(project_folder(Path.cwd()), given)
+    settings = load_settings(project_folder(Path.cwd()), given, flag="--")
     socs = [name for name in (chosen.soc or settings.soc).replace(",", " ").split() if name]
     if not socs:
         raise UsageError("--soc: name at least one SoC, e.g. --soc SM8550,SM8650")
