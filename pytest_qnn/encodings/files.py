@@ -206,6 +206,10 @@ def _parse(document: dict[str, Any], path: Path) -> EncodingSet:
         if len(names) > 5:
             notes += (f"{len(names) - 5} more tensors are read the same way",)
     about = {k: v for k, v in document.items() if k not in (*SECTIONS, "encodings", "version")}
+    if format in (AIMET_0, AIMET_1):
+        notes += tuple(
+            f"there is no {s!r}, which AIMET writes even if it is empty" for s in SECTIONS if s not in document
+        )
     return EncodingSet(tuple(tensors), about, str(path), format, notes)
 
 

@@ -452,3 +452,9 @@ def test_writing_to_where_nothing_can_be_written(tmp_path: Path) -> None:
     twice = EncodingSet(given_set.tensors * 2)
     with pytest.raises(EncodingError, match="param 'w': is defined twice"):
         write_encodings(twice, tmp_path / "e.json", "aimet-1.0.0")
+
+
+def test_an_absent_section_is_noted(tmp_path: Path) -> None:
+    file = tmp_path / "half.encodings"
+    file.write_text('{"version": "1.0.0", "activation_encodings": []}')
+    assert read_encodings(file).notes == ("there is no 'param_encodings', which AIMET writes even if it is empty",)
