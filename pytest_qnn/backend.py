@@ -110,6 +110,7 @@ class Backend:
         else:
             provided = self._provide_given(order, artifact)
         in_float = self.bench.float_precision(plan)
+        unquantized = "quantized" if provided.artifact.quantizes else in_float  # somebody else's converter did it
         return Session(
             self.bench,
             plan,
@@ -118,11 +119,7 @@ class Backend:
             float_model=original,
             executed=executed,
             placement=provided.placement,
-            precision=executed.precision
-            if executed.quantized
-            else "quantized"
-            if provided.artifact.quantizes
-            else in_float,
+            precision=executed.precision if executed.quantized else unquantized,
             unquantized_precision=in_float,
             artifact=provided.artifact,
             allow_cpu=_allowed(allow_cpu, provided.placement, executed),
@@ -158,7 +155,7 @@ class Backend:
         stem = f"{source.path.name.removesuffix('.onnx')}.{plan.soc.name if plan.soc else plan.backend}"
         try:
             with suppress(CompileError, ModelError, FileNotFoundError):
-                # refused: below it shows whether the model or the cache's disk is at fault; gone: pruned at this moment
+                # refused: said below, where it is compiled without the cache; gone: pruned at this moment
                 if kept := keep_context(order):
                     return copy_to(kept[0].wrapper, kept[0].manifest, folder, stem)
             folder.mkdir(parents=True, exist_ok=True)

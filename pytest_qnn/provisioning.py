@@ -112,7 +112,7 @@ def provide(order: Order) -> Provisioned:
             if kept := keep_context(order):
                 return _load_context(order, *kept, put_back=lambda: None if _obtain(order)[0] else order.request)
         except (CompileError, ArtifactError) as error:
-            trouble = error  # whether it is the model's fault or the disk's shows now
+            trouble = error  # some models load, but can't be made into a context
     try:
         loaded = bench.load_shared(order.request, order.subject, order.limits)
     except CompileError as error:
@@ -123,9 +123,7 @@ def provide(order: Order) -> Provisioned:
     if not placement.backend:
         raise _nothing_placed(order, placement, loaded.info.log)
     notes: tuple[str, ...] = ()
-    if trouble is not None and "write" in str(trouble):  # onnxruntime's "Failed to write context cache file"
-        bench.cache.contexts.complain(trouble)
-    elif trouble is not None:
+    if trouble is not None:
         reason = str(trouble).partition("\n")[0].removeprefix(f"{order.subject}: ")
         notes = (f"{model.path.name} can't be kept compiled, and is compiled each time: {reason[:200]}",)
     return Provisioned(loaded, placement, Artifact("compiled in memory", "compiled", order.recipe.key), notes)
@@ -185,9 +183,9 @@ def provide_foreign(order: Order, foreign: ForeignArtifact, folder: Path) -> Pro
         order.request, model=str(wrapped.path), files=(*order.request.files, *wrapped.files), dimensions=()
     )
     loaded = bench.load_shared(request, order.subject, order.limits)
-    others = {(provider, operator) for provider, _, operator in loaded.info.placement if operator != "EPContext"}
+    others = {operator for _, _, operator in loaded.info.placement if operator != "EPContext"}
     contexts = [provider for provider, _, operator in loaded.info.placement if operator == "EPContext"]
-    if contexts != [QNN] or any(operator not in EDGE_OPERATORS for _, operator in others):
+    if contexts != [QNN] or not others <= EDGE_OPERATORS:
         raise PlacementError(f"{order.subject}: the runtime did not take {file}: {loaded.info.placement}")
     edges = (*wrapped.match.inputs, *wrapped.match.outputs)
     return Provisioned(
@@ -228,7 +226,7 @@ def keep_context(order: Order) -> tuple[Context, str] | None:
     """The compiled model, from the cache or put there now: with "cache" or "compiled". None: the cache can't be used.
 
     Raises:
-        CompileError, ArtifactError: the backend refused the model, or its files couldn't be written.
+        CompileError, ArtifactError: the backend refused the model, or it doesn't become one binary.
         PlacementError, TargetError: as for :func:`provide`.
     """
     context, compiled = _obtain(order)

@@ -171,6 +171,18 @@ def test_what_cannot_be_compiled_is_not_kept(open_bench: Callable[..., Bench], t
     assert left == []
 
 
+def test_a_model_that_cannot_become_a_context_is_compiled_each_time_and_the_cache_is_not_blamed(
+    open_bench: Callable[..., Bench], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    bench = open_bench()
+    # Mish is a function of other operators
+    mish = small_models.unary(tmp_path / "rewrite.onnx", "Relu", "Mish", "Relu", opset=18)
+    session = htp(bench).load(mish, allow_cpu=True)
+    assert session.artifact.kind == "compiled in memory"
+    assert any("rewrite.onnx can't be kept compiled, and is compiled each time" in note for note in session.notes)
+    assert [w for w in recwarn if issubclass(w.category, CacheUnusableWarning)] == []
+
+
 # --- damage ------------------------------------------------------------------------------------------------------------
 
 

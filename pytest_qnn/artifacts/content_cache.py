@@ -106,7 +106,7 @@ class ContentCache(Generic[T]):
             self._not_waited_for.add(key)  # whoever makes it may have been stopped: once is enough
             return None
         except OSError as error:
-            self.complain(error)
+            self._complain(error)
             return None
         try:
             found = self._read(entry, make_room=True)
@@ -129,7 +129,7 @@ class ContentCache(Generic[T]):
             os.replace(draft / entry.name, entry)
             return self._read_entry(entry)
         except (OSError, DamagedEntryError) as error:
-            self.complain(error)
+            self._complain(error)
             return None
         finally:
             if draft is not None:
@@ -150,8 +150,7 @@ class ContentCache(Generic[T]):
             os.utime(entry)  # the time of last use
         return value
 
-    def complain(self, error: Exception) -> None:
-        """Say once that the cache can't be used."""
+    def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._complained = True
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]

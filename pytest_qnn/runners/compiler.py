@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from pytest_qnn.artifacts.context import Manifest, Recipe, finish
+from pytest_qnn.errors import CompileError
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.runners.ort import QNN, LoadedModel, LoadInfo, LoadRequest
 from pytest_qnn.runners.placement import Placement, read_placement, refusal_reasons
 from pytest_qnn.runners.process import Limits, ProcessPool
+
+UNWRITTEN = (
+    "Failed to write context cache file"  # onnxruntime's words for a disk that is full, or a folder that is locked
+)
 
 
 class NothingPlacedError(Exception):
@@ -52,7 +58,12 @@ def compile_context(
         OSError: the files can't be written.
         TargetError: the runtime died, hung or ran out of memory.
     """
-    loaded = LoadedModel(pool, replace(request, config=compile_settings(wrapper)), subject, limits)
+    try:
+        loaded = LoadedModel(pool, replace(request, config=compile_settings(wrapper)), subject, limits)
+    except CompileError as error:
+        if UNWRITTEN in str(error):
+            raise OSError(errno.EIO, "onnxruntime could not write the context binary", str(wrapper.parent)) from error
+        raise
     loaded.close()
     assignment = loaded.info.placement
     reasons = explain(pool, model, request, loaded.info, subject, limits)
