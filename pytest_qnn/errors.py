@@ -47,6 +47,44 @@ class ExecutionError(TargetError):
     """The runtime reported an error while it executed a model."""
 
 
+class DeviceError(TargetError):
+    """Base class of what is wrong with a device or the way to it. ``log``: the end of the device's own log, if it was read."""
+
+    log: str = ""
+
+
+class DeviceLostError(DeviceError):
+    """The device, or the way to it, is gone: unplugged, rebooting, its ADB server dead, the connection closed."""
+
+
+class DeviceTimeoutError(DeviceError):
+    """The device, or its ADB server, did not answer before the deadline."""
+
+
+class DeviceSpaceError(DeviceError):
+    """No space left on the device."""
+
+
+class DeviceFileError(DeviceError):
+    """The device refused a file, or a file on it is missing, short, or not the one that it should be."""
+
+
+class DeviceBusyError(DeviceError):
+    """Somebody else holds the device."""
+
+
+class DeviceRefusedError(DeviceError):
+    """The device doesn't let this host in: unauthorized, or without permission to open it."""
+
+
+class AdbServerError(DeviceError):
+    """There is no ADB server where one was expected, or it isn't one."""
+
+
+class ReplayError(TargetError):
+    """What was asked of a recorded device differs from what was recorded."""
+
+
 def bench_fault(error: BaseException) -> TargetError | None:
     """The TargetError that ``error`` is, was raised from or while handling, or carries as an exception group."""
     seen: set[int] = set()

@@ -34,7 +34,28 @@ class Setting:
 
 SETTINGS = (
     Setting("backends", "backends of tests that have no backend mark", "NAMES"),
-    Setting("target", "where models run: simulator (this x86-64 Linux host)", "NAME"),
+    Setting("target", "where models run: simulator (this x86-64 Linux host) or adb (attached devices)", "NAME"),
+    Setting("device", "devices to use: serials as 'adb devices' shows them, or adb://SERIAL@HOST:PORT", "SERIALS"),
+    Setting(
+        "adb_server",
+        "ADB server (default: ADB_SERVER_SOCKET, ANDROID_ADB_SERVER_PORT, else 127.0.0.1:5037)",
+        "HOST:PORT",
+    ),
+    Setting(
+        "runner", "what runs models on a device: net_run, ort, or auto (ort on Linux with Python, else net_run)", "NAME"
+    ),
+    Setting(
+        "device_runtime",
+        "folder with the device's QNN runtime (default: QNN_SDK_ROOT, else what the device has)",
+        "DIR",
+    ),
+    Setting("device_folder", "folder on the device (default: the first writable of the usual ones)", "PATH"),
+    Setting("device_limit_mb", "size limit of the files kept on a device, in MiB", "MIB"),
+    Setting("device_wait", "seconds to wait for a device that somebody else uses", "SECONDS"),
+    Setting("recover_timeout", "seconds to wait for a device that was lost", "SECONDS"),
+    Setting("cool_down", "seconds that a device may cool down when it throttles while it is measured", "SECONDS"),
+    Setting("record", "store everything that is asked of the device, and its answers, in DIR", "DIR", ini=False),
+    Setting("replay", "answer from what --qnn-record stored in DIR, without the device", "DIR", ini=False),
     Setting("soc", "SoC to compile for and to simulate (default SM8650)", "SOC"),
     Setting(
         "require",

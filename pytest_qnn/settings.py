@@ -15,6 +15,7 @@ from pytest_qnn.errors import OptionError
 from pytest_qnn.interface import SETTINGS
 
 BACKENDS = ("htp", "cpu", "gpu")
+RUNNERS = ("auto", "net_run", "ort")
 DEFAULT_SOC = "SM8650"
 
 
@@ -91,8 +92,32 @@ def _required(value: object) -> tuple[str, ...]:
         ) from None
 
 
-def _target(value: object) -> str:
-    return _names(("simulator",), "target")(value)[0]
+def _one_of(known: Sequence[str], kind: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        return _names(known, kind)([value] if isinstance(value, str) else value)[0]
+
+    return parse
+
+
+def _words(value: object) -> tuple[str, ...]:
+    words = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) and word for word in words):
+        raise OptionError(f"expected names, got {value!r}")
+    return tuple(dict.fromkeys(words))
+
+
+def _server(value: object) -> str:
+    host, colon, port = _text(value).removeprefix("tcp:").rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise OptionError(f"expected HOST:PORT such as 127.0.0.1:5037, got {value!r}")
+    return f"{host or '127.0.0.1'}:{port}"
+
+
+def _device_path(value: object) -> str:
+    path = _text(value)
+    if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        raise OptionError(f"expected an absolute path on the device, got {value!r}")
+    return path
 
 
 def _soc(value: object) -> str:
@@ -103,7 +128,18 @@ def _soc(value: object) -> str:
 
 PARSERS: Mapping[str, Callable[[object], Any]] = {
     "backends": _names(BACKENDS, "backend"),
-    "target": _target,
+    "target": _one_of(("simulator", "adb"), "target"),
+    "device": _words,
+    "adb_server": _server,
+    "runner": _one_of(RUNNERS, "runner"),
+    "device_runtime": _path,
+    "device_folder": _device_path,
+    "device_limit_mb": _positive,
+    "device_wait": _positive,
+    "recover_timeout": _positive,
+    "cool_down": _positive,
+    "record": _path,
+    "replay": _path,
     "soc": _soc,
     "require": _required,
     "backend_config": _path,
@@ -146,6 +182,17 @@ class Settings:
 
     backends: tuple[str, ...] = ("htp",)
     target: str = "simulator"
+    device: tuple[str, ...] = ()
+    adb_server: str | None = None
+    runner: str = "auto"
+    device_runtime: Path | None = None
+    device_folder: str | None = None
+    device_limit_mb: float = 4096.0
+    device_wait: float = 600.0
+    recover_timeout: float = 120.0
+    cool_down: float = 120.0
+    record: Path | None = None
+    replay: Path | None = None
     soc: str = DEFAULT_SOC
     require: tuple[str, ...] = ()
     backend_config: Path | None = None
