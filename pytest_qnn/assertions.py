@@ -7,10 +7,17 @@ from dataclasses import asdict
 
 import numpy as np
 
-from pytest_qnn.errors import AccuracyError, LatencyError, OptionError, PlacementError, UsageError
+from pytest_qnn.errors import (
+    AccuracyError,
+    DeviceUnstableError,
+    LatencyError,
+    OptionError,
+    PlacementError,
+    UsageError,
+)
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
-from pytest_qnn.records.failure import accuracy_message, latency_message, placement_message
+from pytest_qnn.records.failure import accuracy_message, latency_message, placement_message, unstable_message
 from pytest_qnn.records.record import make_record
 from pytest_qnn.runners.placement import Misplaced, Placement
 from pytest_qnn.runners.reference import CHECK_LEVEL, LEVEL
@@ -139,8 +146,10 @@ def assert_fully_offloaded(session: Session) -> Placement:
 def assert_latency(measurement: Measurement, budget: LatencyBudget | None = None) -> LatencyVerdict:
     """The measured latencies keep their budget.
 
-    A limit that lies inside the confidence interval is undecided: that fails only with ``--qnn-strict-latency``. What was
-    not measured on a Snapdragon is not judged unless ``--qnn-simulated-latency`` asks.
+    A limit that lies inside the confidence interval is undecided: that fails only with ``--qnn-strict-latency``. So is
+    everything if the device throttled or its latencies drifted, however plain the figures: that is never a failure, and with
+    ``--qnn-strict-latency`` an infrastructure error. What was not measured on a Snapdragon is not judged unless
+    ``--qnn-simulated-latency`` asks.
 
     Args:
         measurement: what :meth:`Session.measure` returned.
@@ -148,12 +157,13 @@ def assert_latency(measurement: Measurement, budget: LatencyBudget | None = None
 
     Raises:
         LatencyError: over budget, or undecided with ``--qnn-strict-latency``.
+        DeviceUnstableError: undecided because the device throttled or drifted, with ``--qnn-strict-latency``.
         UsageError: there is no budget anywhere.
     """
     __tracebackhide__ = True
     if not isinstance(measurement, Measurement):
         raise UsageError(f"assert_latency takes what session.measure(...) returned, got {type(measurement).__name__}")
-    session, stats = measurement.session, measurement.stats
+    session, stats, conditions = measurement.session, measurement.stats, measurement.conditions
     settings = session.bench.settings
     if budget is not None and not isinstance(budget, LatencyBudget):
         raise UsageError(f"budget must be a LatencyBudget such as LatencyBudget(p95_ms=6), got {budget!r}")
@@ -166,9 +176,14 @@ def assert_latency(measurement: Measurement, budget: LatencyBudget | None = None
     if measurement.not_a_device and not settings.simulated_latency:
         verdict = LatencyVerdict(Outcome.NOT_JUDGED, (), stats, budget, measurement.not_a_device)
     else:
-        verdict = judge_latency(stats, budget)
-    failed = verdict.outcome is Outcome.OVER or (verdict.outcome is Outcome.UNDECIDED and settings.strict_latency)
+        verdict = judge_latency(stats, budget, conditions.assessment if conditions else None)
+    on_htp = session.backend == "htp"
+    unstable = verdict.outcome is Outcome.UNDECIDED and bool(verdict.reason)
+    undecided = verdict.outcome is Outcome.UNDECIDED and not unstable
+    failed = verdict.outcome is Outcome.OVER or (undecided and settings.strict_latency)
     reason = "; ".join(str(limit) for limit in verdict.limits if limit.outcome is not Outcome.WITHIN)
+    if verdict.reason:
+        reason = f"{verdict.outcome}: {verdict.reason}"
     names = {Outcome.WITHIN: "pass", Outcome.OVER: "fail"}
     record = make_record(
         session.bench,
@@ -176,10 +191,15 @@ def assert_latency(measurement: Measurement, budget: LatencyBudget | None = None
         "latency",
         "fail" if failed else names.get(verdict.outcome, str(verdict.outcome)),
         "latency" if failed else "none",
-        f"not judged: {verdict.reason}" if verdict.reason else reason,
+        reason,
         latency=stats.to_json(),
+        round_trip=measurement.round_trip and measurement.round_trip.to_json(),
+        conditions=conditions and conditions.to_json(),
+        performance_mode=dict(session.plan.options).get("htp_performance_mode", "default") if on_htp else None,
         budget=asdict(budget),
     )
+    if unstable and settings.strict_latency:
+        raise DeviceUnstableError(unstable_message(session, measurement, record))
     if failed:
         raise LatencyError(latency_message(session, verdict, record), verdict)
     return verdict

@@ -59,7 +59,7 @@ class Backend:
     @property
     def soc(self) -> str:
         """Name of the SoC."""
-        return self._request.soc or self.bench.settings.soc
+        return self.bench.target.soc_of(self.name, self._request.soc, self._request.serial)
 
     def load(
         self,
@@ -195,7 +195,7 @@ class Backend:
             raise OptionError(f"soc={soc!r} contradicts the test's device mark, which asks for {self._request.soc}")
         soc = self._request.soc if soc is None else soc
         merged = {**dict(self._request.options), **check_options(self.name, options)}
-        return self.bench.target.plan(self.name, None if soc is None else str(soc), merged)
+        return self.bench.target.plan(self.name, None if soc is None else str(soc), merged, self._request.serial)
 
     def _limits(self, load_timeout: float | None, run_timeout: float | None) -> Limits:
         default = self.bench.limits

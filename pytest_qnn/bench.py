@@ -46,6 +46,7 @@ class CurrentTest:
     expected: tuple[BackendRequest, ...] | None = None  # where marks can't reach the fixture: what it must be
     records: list[Record] = field(default_factory=list)
     published: int = 0
+    retries: list[str] = field(default_factory=list)  # what was done once more after a device was lost
     ran: list[str] = field(default_factory=list)
 
     def check(self, request: BackendRequest) -> None:
@@ -76,7 +77,7 @@ class Bench:
 
     def __init__(self, settings: Settings, root: Path | None = None) -> None:
         self.settings, self.root = settings, root or Path.cwd()
-        self.target = open_target(settings)
+        self.target = open_target(settings, self._may_retry)
         self.pool = ProcessPool()
         self.limits = Limits(settings.load_timeout, settings.run_timeout, settings.memory_limit_mb)
         self._loaded: OrderedDict[tuple[LoadRequest, str, Limits], LoadedModel] = OrderedDict()
@@ -87,6 +88,18 @@ class Bench:
         self.test = CurrentTest()
         self._folders = ExitStack()
         self._precision: dict[tuple[str, str], str] = {}
+
+    def enter(self, test: CurrentTest) -> None:
+        """``test`` is what runs from now on; one without an id stands for the time between tests."""
+        self.test = test
+        self.target.enter_test(test.nodeid)
+
+    def _may_retry(self, what: str) -> bool:
+        """Whether something may be done once more after a device was lost: once per test."""
+        if self.test.retries:
+            return False
+        self.test.retries.append(what)
+        return True
 
     @property
     def versions(self) -> dict[str, str]:
@@ -99,15 +112,11 @@ class Bench:
         Raises:
             BackendUnavailableError: it isn't here.
         """
-        if request.serial is not None:
-            raise BackendUnavailableError(
-                f"device {request.serial!r} is not attached: target {self.target.name!r} has no devices with serials"
-            )
         if request.kind is not None and request.kind != self.target.name:
             raise BackendUnavailableError(
                 f"the test wants a target of kind {request.kind!r}, this run has {self.target.name!r}"
             )
-        if reason := self.target.missing(request.name):
+        if reason := self.target.missing(request.name, request.soc, request.serial):
             raise BackendUnavailableError(f"backend {request.name!r} is not available: {reason}")
         return Backend(self, request)
 
@@ -133,7 +142,7 @@ class Bench:
 
     def float_precision(self, plan: Plan) -> str:
         """What a backend computes float models in, found out by running one: "float32" or "float16"."""
-        key = (plan.backend, plan.soc.name if plan.soc else plan.library)
+        key = (plan.backend, plan.serial or (plan.soc.name if plan.soc else plan.library))
         if key not in self._precision:
             from pytest_qnn.precision import probe_precision
 
@@ -196,8 +205,9 @@ class Bench:
         return self._folders.enter_context(temporary_folder())
 
     def close(self) -> None:
-        """End the runtime processes; nothing is left running."""
+        """End the runtime processes and let go of devices; nothing is left running."""
         self.pool.close()
+        self.target.close()
         self._folders.close()
         self.references.close()
         self.cache.close()

@@ -24,7 +24,13 @@ class QnnError(Exception):
 
 
 class TargetError(QnnError):
-    """Something is wrong with the bench: never a verdict about the model, never a pass."""
+    """Something is wrong with the bench: never a verdict about the model, never a pass.
+
+    Attributes:
+        log: the end of the device's own log, where one was involved and could be read.
+    """
+
+    log: str = ""
 
 
 class BackendUnavailableError(TargetError):
@@ -48,9 +54,7 @@ class ExecutionError(TargetError):
 
 
 class DeviceError(TargetError):
-    """Base class of what is wrong with a device or the way to it. ``log``: the end of the device's own log, if it was read."""
-
-    log: str = ""
+    """Base class of what is wrong with a device or the way to it."""
 
 
 class DeviceLostError(DeviceError):
@@ -81,8 +85,16 @@ class AdbServerError(DeviceError):
     """There is no ADB server where one was expected, or it isn't one."""
 
 
+class RecordingError(TargetError):
+    """A device session can't be recorded any more (the disk is full), or was interrupted; nothing runs unrecorded."""
+
+
+class DeviceUnstableError(DeviceError):
+    """The device throttled, or its latencies drifted, while it was measured: they could not be judged."""
+
+
 class ReplayError(TargetError):
-    """What was asked of a recorded device differs from what was recorded."""
+    """What was asked of a recorded device differs from what was recorded, or the recording is damaged."""
 
 
 def bench_fault(error: BaseException) -> TargetError | None:

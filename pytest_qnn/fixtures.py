@@ -38,7 +38,7 @@ def begin(config: pytest.Config) -> None:
     if item is None:
         from pytest_qnn.bench import CurrentTest
 
-        bench.test = CurrentTest()
+        bench.enter(CurrentTest())
     else:
         from pytest_qnn.records.collector import begin_test
 

@@ -8,7 +8,7 @@ MARKERS = (
     "backend(*names, **options): run on these QNN backends (htp, cpu, gpu), with options of the backend",
     "device(soc=, htp_arch=, serial=, kind=): what the target must be",
     "tolerance(steps=, absolute=, relative=, sqnr_db=, cosine=, top_k=, output=): limits for assert_matches_reference",
-    "latency_budget(p50_ms=, p95_ms=, p99_ms=, throughput_ips=, peak_memory_mb=): limits for assert_latency",
+    "latency_budget(p50_ms=, p95_ms=, p99_ms=, throughput_ips=, peak_memory_mb=, energy_mj=): limits for assert_latency",
 )
 MARKER_NAMES = ("backend", "device", "tolerance", "latency_budget")
 

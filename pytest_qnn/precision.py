@@ -34,7 +34,7 @@ def probe_precision(bench: Bench, plan: Plan) -> str:
         except (PlacementError, CompileError):
             return "refused"
         try:
-            outputs, _ = loaded.run({"x": np.full(PROBE_INPUT.shape, VALUE, np.float32)})
+            outputs = loaded.run_many([{"x": np.full(PROBE_INPUT.shape, VALUE, np.float32)}])[0].outputs
         finally:
             loaded.close()
     return "float32" if np.all(-outputs["y"] == VALUE) else "float16"

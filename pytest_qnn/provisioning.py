@@ -15,7 +15,8 @@ from pytest_qnn.artifacts.wrapper import EDGE_OPERATORS, wrap
 from pytest_qnn.errors import ArtifactError, CompileError, PlacementError
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.runners.compiler import NothingPlacedError, compile_context, explain, place, qnn_request
-from pytest_qnn.runners.ort import QNN, LoadedModel, LoadRequest
+from pytest_qnn.runners.loaded import Loaded, LoadedOnnx
+from pytest_qnn.runners.ort import QNN, LoadRequest
 from pytest_qnn.runners.placement import Placement
 from pytest_qnn.runners.process import Limits
 from pytest_qnn.sdk.tool import check_record
@@ -55,7 +56,7 @@ class Artifact:
 class Provisioned:
     """A loaded artifact, and where the nodes of its model run; ``notes``: what was taken for granted."""
 
-    loaded: LoadedModel
+    loaded: Loaded
     placement: Placement
     artifact: Artifact
     notes: tuple[str, ...] = ()
@@ -82,7 +83,7 @@ class Order:
             soc=plan.soc.name if plan.soc else "",
             options=compile_options(plan.backend, dict(plan.options)),
             onnxruntime=self.bench.versions["onnxruntime"],
-            onnxruntime_qnn=plan.versions["onnxruntime_qnn"],
+            onnxruntime_qnn=plan.versions.get("onnxruntime_qnn", ""),
         )
 
     @property
@@ -90,6 +91,21 @@ class Order:
         """How the model itself is loaded."""
         request = qnn_request(self.model, self.plan.process, self.plan.provider_options)
         return replace(request, run_options=self.plan.run_options)
+
+    def load(self, request: LoadRequest, prepare: Callable[[], LoadRequest | None] = lambda: None) -> LoadedOnnx:
+        """Load into onnxruntime where the plan says: in a process here, or on a device.
+
+        Args:
+            prepare: see :class:`~pytest_qnn.runners.ort.LoadedModel`.
+
+        Raises:
+            CompileError, ModelError, TargetError: as for :func:`provide`.
+        """
+        if not self.plan.serial:
+            return self.bench.load_shared(request, self.subject, self.limits, prepare)
+        from pytest_qnn.device_provisioning import load_on_device
+
+        return load_on_device(self, request, prepare)
 
     @property
     def htp_arch(self) -> int:
@@ -107,6 +123,10 @@ def provide(order: Order) -> Provisioned:
     """
     bench, model = order.bench, order.model
     trouble = None
+    if order.plan.runner == "net_run":
+        from pytest_qnn.device_provisioning import provide_net_run
+
+        return provide_net_run(order)
     if order.plan.has_contexts:
         try:
             if kept := keep_context(order):
@@ -114,11 +134,12 @@ def provide(order: Order) -> Provisioned:
         except (CompileError, ArtifactError) as error:
             trouble = error  # some models load, but can't be made into a context
     try:
-        loaded = bench.load_shared(order.request, order.subject, order.limits)
+        loaded = order.load(order.request)
     except CompileError as error:
         raise explained(order, error) from error
     bench.artifacts["compiled" if order.plan.has_contexts else "in_memory"] += 1
-    reasons = explain(bench.pool, model, order.request, loaded.info, order.subject, order.limits)
+    can_ask = order.plan.has_contexts or not order.plan.serial  # the reasons come from this host's runtime
+    reasons = explain(bench.pool, model, order.request, loaded.info, order.subject, order.limits) if can_ask else {}
     placement = place(model, order.plan.backend, loaded.info.placement, reasons)
     if not placement.backend:
         raise _nothing_placed(order, placement, loaded.info.log)
@@ -150,6 +171,10 @@ def provide_given(order: Order, context: Context) -> Provisioned:
         TargetError: the runtime died, hung or ran out of memory.
     """
     context.manifest.check_fits(context.wrapper, order.recipe, order.htp_arch)
+    if order.plan.runner == "net_run":
+        from pytest_qnn.device_provisioning import run_context
+
+        return run_context(order, context, "given")
     return _load_context(order, context, "given")
 
 
@@ -165,12 +190,16 @@ def provide_foreign(order: Order, foreign: ForeignArtifact, folder: Path) -> Pro
         OptionError: ``names`` or ``layouts`` makes no sense.
         TargetError: the runtime or the SDK's tool died, hung or isn't there.
     """
-    plan, bench = order.plan, order.bench
+    plan = order.plan
     file = Path(foreign.path)
     maker = check_record(file)
     notes = [
         f"{file.name} was {f'made by {maker}' if maker else 'built elsewhere'}: its converter's faults count as the backend's"
     ]
+    if plan.runner == "net_run":
+        from pytest_qnn.device_provisioning import provide_foreign_net_run
+
+        return provide_foreign_net_run(order, replace(foreign, path=file), notes)
     if plan.soc is None:
         raise ArtifactError(f"{file}: context binaries are for htp, not for {plan.backend}")
     if foreign.suffix != ".bin":
@@ -182,7 +211,7 @@ def provide_foreign(order: Order, foreign: ForeignArtifact, folder: Path) -> Pro
     request = replace(
         order.request, model=str(wrapped.path), files=(*order.request.files, *wrapped.files), dimensions=()
     )
-    loaded = bench.load_shared(request, order.subject, order.limits)
+    loaded = order.load(request)
     others = {operator for _, _, operator in loaded.info.placement if operator != "EPContext"}
     contexts = [provider for provider, _, operator in loaded.info.placement if operator == "EPContext"]
     if contexts != [QNN] or not others <= EDGE_OPERATORS:
@@ -292,7 +321,7 @@ def _load_context(
         manifest.check_files(context.wrapper)
         return None
 
-    loaded = order.bench.load_shared(request, order.subject, order.limits, prepare)
+    loaded = order.load(request, prepare)
     ran = [provider for provider, _, operator in loaded.info.placement if operator == "EPContext"]
     if not ran:  # the cache's files couldn't be put back: the model itself was loaded
         placement = place(order.model, order.plan.backend, loaded.info.placement, manifest.reasons)

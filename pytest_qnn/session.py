@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,27 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_qnn.errors import ExecutionError, InputError
+from pytest_qnn.measuring import Conditions, Effort, measure
 from pytest_qnn.model.inputs import SeededSample, check_inputs
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.provisioning import Artifact
-from pytest_qnn.runners.ort import LoadedModel
+from pytest_qnn.runners.loaded import Loaded
 from pytest_qnn.runners.placement import Placement
-from pytest_qnn.runners.profile import Profile, profile
+from pytest_qnn.runners.profile import Profile
 from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.settings import unknown_name
 from pytest_qnn.targets.target import Plan
-from pytest_qnn.verdict.latency import (
-    LatencyBudget,
-    LatencyStats,
-    Outcome,
-    is_precise,
-    judge_latency,
-    summarize,
-)
+from pytest_qnn.verdict.latency import LatencyBudget, LatencyStats
 
 if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
+    from pytest_qnn.devices.health import HealthSampler
 
 Inputs = Mapping[str, Array] | Array
 
@@ -44,8 +38,9 @@ class Run:
         samples: inputs of each inference.
         results: outputs of each inference, in the same order. Read-only: copy them to change them.
         batch: whether ``outputs`` and ``inputs`` are lists.
-        seconds: time of each inference inside the runtime process.
+        seconds: time of each inference inside the runtime; NaN where the runner can't tell.
         synthetic: whether all inputs came from ``qnn_inputs``.
+        round_trip_seconds: of each inference, from this host to the device and back; None where nothing was sent anywhere.
     """
 
     session: Session
@@ -54,6 +49,7 @@ class Run:
     batch: bool
     seconds: tuple[float, ...]
     synthetic: bool = False
+    round_trip_seconds: tuple[float | None, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Run of {len(self.samples)} samples on {self.session!r}>"
@@ -91,19 +87,30 @@ class Run:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latencies of a session. ``not_a_device`` says why they can't be held against a device's budget, if so."""
+    """Latencies of a session.
+
+    Attributes:
+        stats: of the times of single inferences in the runtime; this is what budgets are held against.
+        not_a_device: why they can't be held against a device's budget, if so.
+        budget: that decided how long was measured.
+        round_trip: of the times from this host to the device and back, where the runner measures them; never judged.
+        conditions: how the device was meanwhile; None where models run on this host.
+    """
 
     session: Session
     stats: LatencyStats
     not_a_device: str
     provenance: dict[str, Any] = field(repr=False)
     budget: LatencyBudget | None = None
+    round_trip: LatencyStats | None = None
+    conditions: Conditions | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         stats = self.stats
+        stability = f", device {self.conditions.assessment.stability}" if self.conditions else ""
         return (
             f"<Measurement of {self.session!r}: {stats.samples} samples, p50 {stats.p50_ms.value:.3f} ms, "
-            f"p95 {stats.p95_ms.value:.3f} ms>"
+            f"p95 {stats.p95_ms.value:.3f} ms{stability}>"
         )
 
     @property
@@ -125,13 +132,14 @@ class Session:
         allow_cpu: what may run on onnxruntime's CPU provider without failing an accuracy verdict: operators, node names,
             or everything (``True``).
         notes: what a reader of a record must know, e.g. that the float model ran.
+        sampler: watches the device while it is measured; None where models run on this host.
     """
 
     def __init__(
         self,
         bench: Bench,
         plan: Plan,
-        loaded: LoadedModel,
+        loaded: Loaded,
         *,
         model: Model,
         float_model: Model | None,
@@ -142,12 +150,14 @@ class Session:
         artifact: Artifact,
         allow_cpu: bool | frozenset[str],
         notes: tuple[str, ...],
+        sampler: HealthSampler | None = None,
     ) -> None:
         self.bench, self.plan, self._loaded = bench, plan, loaded
         self.model, self.float_model, self.executed = model, float_model, executed
         self.placement, self.artifact = placement, artifact
         self.precision, self.unquantized_precision = precision, unquantized_precision
         self.allow_cpu, self.notes = allow_cpu, notes
+        self.sampler = sampler
 
     def __repr__(self) -> str:
         return f"<Session {self.model.path.name} on {self.backend}, {self.placement.describe()}>"
@@ -208,7 +218,8 @@ class Session:
             "backend": plan.backend,
             "options": dict(plan.options),
             "target": plan.target,
-            "runner": "ort",
+            "runner": plan.runner,
+            "device": plan.device,
             "simulated": plan.simulated,
             "soc": plan.soc.name if plan.soc else None,
             "htp_arch": plan.soc.htp_arch if plan.soc else None,
@@ -258,18 +269,25 @@ class Session:
         synthetic = all(isinstance(sample, SeededSample) for sample in samples)
         # copies: a caller who reuses its arrays must not change what the reference is fed with later
         checked = [{name: array.copy() for name, array in sample.items()} for sample in checked]
-        results, seconds = [], []
-        for sample in checked:
-            outputs, spent = self._loaded.run(sample)
-            missing = [o.name for o in self.outputs if o.name not in outputs]
+        inferences = self._loaded.run_many(checked)
+        if len(inferences) != len(checked):
+            raise ExecutionError(f"{self.subject}: the runtime answered {len(inferences)} of {len(checked)} samples")
+        for sample, inference in zip(checked, inferences, strict=True):
+            missing = [o.name for o in self.outputs if o.name not in inference.outputs]
             if missing:
                 raise ExecutionError(f"{self.subject}: the runtime returned no output {', '.join(missing)}")
-            for array in (*sample.values(), *outputs.values()):
+            for array in (*sample.values(), *inference.outputs.values()):
                 array.flags.writeable = False  # what was computed is what will be judged
-            results.append(outputs)
-            seconds.append(spent)
         self.bench.note_run(self)
-        return Run(self, tuple(checked), tuple(results), batch, tuple(seconds), synthetic)
+        return Run(
+            self,
+            tuple(checked),
+            tuple(inference.outputs for inference in inferences),
+            batch,
+            tuple(inference.seconds for inference in inferences),
+            synthetic,
+            tuple(inference.round_trip_seconds for inference in inferences),
+        )
 
     def _check(self, sample: object, allow_non_finite: bool, where: str) -> dict[str, Array]:
         return check_inputs(f"{self.subject}{where}", self.inputs, sample, allow_non_finite)
@@ -287,11 +305,14 @@ class Session:
         max_seconds: float | None = None,
         relative_width: float = 0.05,
     ) -> Measurement:
-        """Time single inferences inside the runtime process.
+        """Time single inferences inside the runtime, on a device without the way there and back.
 
         Samples are taken until the 95% confidence intervals are narrow enough (the median's at most ``relative_width`` of
         the median, p95's at most twice that) and a budget, where there is one, is decided; or until ``max_seconds`` are
         over (default 10, but 1 where the figures won't be judged, as on a simulator) or there are ``max_samples``.
+
+        A device is watched meanwhile. If it throttles, or its latencies drift by more than ``relative_width``, it may cool down
+        (setting ``cool_down``) and the samples are taken anew, three times in all; documentation: "Measuring on a device".
 
         Args:
             inputs: as for :meth:`run`; of a list, the first element is used.
@@ -314,23 +335,20 @@ class Session:
             inputs = inputs[0]
         sample = self._check(inputs, False, "")
         budget = budget or self.bench.latency_budget(self)
-        for _ in range(warmup):
-            self._loaded.run(sample)
-        start = time.monotonic()
-        times: list[float] = []
-        peak = 0.0
-        while True:
-            left = max_seconds - (time.monotonic() - start)
-            slice_seconds = min(max(left, 1e-3), 0.5)
-            batch, peak = self._loaded.time(sample, max_samples - len(times), slice_seconds, reset_peak=not times)
-            times += batch
-            stats = summarize(times, warmup=warmup, peak_memory_mb=peak or None)
-            if len(times) >= max_samples or time.monotonic() - start >= max_seconds:
-                break
-            if len(times) >= min_samples and is_precise(stats, relative_width) and _decided(stats, budget):
-                break
+        effort = Effort(warmup, min_samples, max_samples, max_seconds, relative_width)
+        cool_down = self.bench.settings.cool_down if judged else 0.0  # else it isn't worth the wait
+        energy = not self.plan.not_a_device  # a stand-in has no battery of its own
+        measured = measure(self._loaded, sample, effort, budget, self.sampler, cool_down, energy)
         self.bench.note_run(self)
-        return Measurement(self, stats, self.plan.not_a_device, self.provenance, budget)
+        return Measurement(
+            self,
+            measured.stats,
+            self.plan.not_a_device,
+            self.provenance,
+            budget,
+            measured.round_trip,
+            measured.conditions,
+        )
 
     def profile(self, inputs: Inputs) -> Profile:
         """The runtime's own events of one inference: cycles per node, times of its phases.
@@ -338,12 +356,9 @@ class Session:
         Raises:
             InputError, TargetError: as for :meth:`run`.
         """
-        return profile(self._loaded, self._check(inputs, False, ""), self.plan.not_a_device)
+        found = self._loaded.profile(self._check(inputs, False, ""))
+        return replace(found, not_a_device=self.plan.not_a_device)
 
     def close(self) -> None:
         """Free the model in the runtime process. A session that is used again loads again."""
         self._loaded.close()
-
-
-def _decided(stats: LatencyStats, budget: LatencyBudget | None) -> bool:
-    return budget is None or judge_latency(stats, budget).outcome is not Outcome.UNDECIDED

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,10 @@ class Settings:
     tolerances: tuple[Rule, ...] = field(default=())
     latency_budgets: tuple[Rule, ...] = field(default=())
     backend_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # checked, by backend
+
+    def on_this_host(self) -> Settings:
+        """The same for what needs no device: compiling, linting, advising."""
+        return replace(self, target="simulator")
 
 
 def read_project_table(folder: Path) -> dict[str, Any]:

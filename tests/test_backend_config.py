@@ -29,8 +29,7 @@ from pytest_qnn.targets.backend_config import (
 )
 from pytest_qnn.targets.options import ALIASES, OPTIONS, PERFORMANCE_MODES, REFUSED, check_options, compile_options
 from pytest_qnn.targets.target import Plan
-from tests.sdk_stand_in import wheel_folder
-from tests.sdk_stand_in.tools import schema_of
+from pytest_qnn.testing.sdk_stand_in import schema_of, wheel_folder
 
 PAGE = Path(__file__).parent.parent / "docs" / "backend-options.md"
 

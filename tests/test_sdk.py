@@ -48,10 +48,10 @@ from pytest_qnn.sdk import (
 from pytest_qnn.sdk.check import Finding, check_sdk
 from pytest_qnn.sdk.conversion import graph_name
 from pytest_qnn.sdk.installation import HOST, read_version
+from pytest_qnn.testing.sdk_stand_in import DLC_HEAD
 from tests import small_models
 from tests.conftest import needs_simulator
 from tests.sdk_stand_in import TOOLS, VERSION, a_small_library, install, needs_a_missing_library
-from tests.sdk_stand_in.tools import DLC_HEAD
 
 STAND_IN = f"{VERSION}.stand-in"
 

@@ -36,9 +36,9 @@ from typing import Any
 
 from pytest_qnn.artifacts.binary import ContextInfo, TensorInfo, read_context_binary
 from pytest_qnn.artifacts.matching import Edge, Match, match_tensors
-from pytest_qnn.artifacts.wrapper import EDGE_OPERATORS
+from pytest_qnn.artifacts.unwrap import binary_of, known_names
 from pytest_qnn.errors import ArtifactError
-from pytest_qnn.model.onnx_file import Model, file_digest, load_proto, read_model
+from pytest_qnn.model.onnx_file import Model, file_digest, read_model
 
 FORMAT = 1
 
@@ -85,14 +85,12 @@ def export_binary(
     """
     file, target = Path(source).expanduser().absolute(), Path(folder).expanduser().absolute()
     with tempfile.TemporaryDirectory(prefix="pytest-qnn-") as extracted:
-        found, known = (file, {}) if file.suffix != ".onnx" else _binary_of(file, Path(extracted))
+        found, known = (file, {}) if file.suffix != ".onnx" else binary_of(file, Path(extracted))
         info = read_context_binary(found)
         described = _model(model, dimensions, file if known else None)
         match = None
         if described is not None:
-            there = {t.name for g in info.graphs for t in (*g.inputs, *g.outputs)}
-            wanted = {s.name for s in (*described.inputs, *described.outputs)}
-            told = {n: t for n, t in known.items() if n in wanted and t in there}
+            told = known_names(info, described, known)
             match = match_tensors(info, described, graph=graph, names={**told, **(names or {})}, layouts=layouts)
         stem = name or file.name.removesuffix(".onnx").removesuffix(".bin")
         binary, tensors = target / f"{stem}.bin", target / f"{stem}.tensors.json"
@@ -184,50 +182,3 @@ def _model(
     if model is not None:
         return read_model(model, dimensions)
     return None if wrapper is None else read_model(wrapper)
-
-
-def _binary_of(wrapper: Path, work: Path) -> tuple[Path, dict[str, str]]:
-    """The binary of an EPContext wrapper, and what the wrapper's inputs and outputs are called in it.
-
-    The names are empty where nodes of the model lie between the wrapper's edge and the binary.
-    """
-    graph = load_proto(wrapper).graph
-    contexts = [n for n in graph.node if n.op_type == "EPContext"]
-    attributes = [{a.name: a for a in n.attribute} for n in contexts]
-    mains = [a for a in attributes if "main_context" not in a or a["main_context"].i]
-    if len(mains) != 1:
-        raise ArtifactError(
-            f"{wrapper}: it has {len(mains)} context binaries; one is needed: name the .bin itself, or the wrapper of one"
-        )
-    content = mains[0]["ep_cache_context"].s if "ep_cache_context" in mains[0] else b""
-    if "embed_mode" in mains[0] and mains[0]["embed_mode"].i:
-        binary = work / "embedded.bin"
-        binary.write_bytes(content)
-    else:
-        binary = wrapper.parent / content.decode(errors="replace")
-    if len(contexts) != 1:
-        return binary, {}
-    told = mains[0]["io_name_overrides"].s.decode() if "io_name_overrides" in mains[0] else ""
-    overrides = dict(pair.split("=", 1) for pair in told.split(";") if "=" in pair)
-    return binary, {outer: overrides.get(inner, inner) for outer, inner in _ends(graph, contexts[0])}
-
-
-def _ends(graph: Any, context: Any) -> list[tuple[str, str]]:
-    """(name of a graph input or output, name at the EPContext node), through nothing but edge operators."""
-    producers = {o: n for n in graph.node for o in n.output}
-    readers = {n.input[0]: n for n in graph.node if n.op_type in EDGE_OPERATORS}
-    found = []
-    for name in context.input:
-        node, outer = producers.get(name), name
-        while node is not None and node.op_type in EDGE_OPERATORS:
-            outer = node.input[0]
-            node = producers.get(outer)
-        found.append((outer, name))
-    for name in context.output:
-        outer = name
-        results = {v.name for v in graph.output}
-        while outer not in results and outer in readers:
-            outer = readers[outer].output[0]
-        found.append((outer, name))
-    edge = {v.name for v in (*graph.input, *graph.output)}
-    return found if edge <= {outer for outer, _ in found} else []

@@ -68,7 +68,7 @@ def run(chosen: argparse.Namespace) -> int:
     settings = load_settings(project_folder(Path.cwd()))
     backends, socs = _backends(chosen.backend), _socs(chosen.soc, settings)
     dimensions = read_dimensions(chosen)
-    bench = Bench(settings)
+    bench = Bench(settings.on_this_host())
     try:
         _check_dimensions(bench.locate(chosen.model), dimensions)
         float_file = None if chosen.float_model is None else bench.locate(chosen.float_model)

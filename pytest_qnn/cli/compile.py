@@ -55,7 +55,7 @@ def run(chosen: argparse.Namespace) -> int:
     check_options("htp", options)
     dimensions = read_dimensions(chosen)
     failed = 0
-    bench = Bench(settings)
+    bench = Bench(settings.on_this_host())
     try:
         backend = bench.backend(BackendRequest("htp"))
         for soc in socs:

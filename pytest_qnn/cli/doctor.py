@@ -81,7 +81,7 @@ def _packages() -> list[Check]:
 def _backends(settings: Any) -> list[Check]:
     from pytest_qnn.bench import Bench
 
-    bench = Bench(replace(settings, no_cache=True))  # proved by doing it, not by what was kept
+    bench = Bench(replace(settings.on_this_host(), no_cache=True))  # proved by doing it, not by what was kept
     try:
         return [_backend(bench, name) for name in BACKENDS]
     finally:

@@ -78,7 +78,7 @@ def _lint(chosen: argparse.Namespace) -> LintReport:
 
     settings = load_settings(project_folder(Path.cwd()), {"soc": chosen.soc} if chosen.soc else None, flag="--")
     ignore = [entry for given in chosen.ignore for entry in given.split(",") if entry]
-    bench = Bench(settings)
+    bench = Bench(settings.on_this_host())
     try:
         missing = "--no-compile was given" if chosen.no_compile else bench.target.missing("htp")
         backend = None if missing else bench.backend(BackendRequest("htp"))

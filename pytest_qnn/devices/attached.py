@@ -1,35 +1,196 @@
-"""A device that this process holds: its facts, its files, the workspace there; and getting it back when it is lost."""
+"""A device that this process uses: its facts, its files, the workspace there; and getting it back when it is lost."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
+from pytest_qnn.devices.device_log import log_tail
+from pytest_qnn.devices.facts import DeviceFacts, probe
+from pytest_qnn.devices.lease import DeviceLease
+from pytest_qnn.devices.store import DeviceStore
 from pytest_qnn.devices.transport import Transport
+from pytest_qnn.devices.workspace import Workspace, sweep
+from pytest_qnn.errors import (
+    DeviceError,
+    DeviceLostError,
+    DeviceTimeoutError,
+    ReplayError,
+    RuntimeCrashError,
+    TargetError,
+)
 
-if TYPE_CHECKING:
-    from pytest_qnn.devices.facts import DeviceFacts
-    from pytest_qnn.devices.store import DeviceStore
-    from pytest_qnn.devices.workspace import Workspace
+T = TypeVar("T")
+GONE_SECONDS = 3.0  # for a device that did not come back when it was waited for
 
 
 class AttachedDevice:
     """A device in use.
 
-    Attributes:
+    Args:
         transport: the line to it.
         facts: what was found out about it.
-        store: files kept on it, by content.
-        workspace: this process's own folder on it.
-        generation: grows with each recovery: what ran on the device before is gone, and files in the old workspace too.
+        lease: this process's right to it; taken when it is used, given back by :meth:`let_go`.
+        limit_mib: size of the files kept on it.
+        wait_seconds: how long to wait while somebody else uses it.
+        recover_seconds: how long to wait for it after it was lost.
+        may_retry: asked before something is done once more after the device was lost, with what and why; notes it.
+
+    Attributes:
+        generation: grows with each recovery: what ran on the device before is gone, and so is the old workspace.
     """
 
-    transport: Transport
-    facts: DeviceFacts
-    store: DeviceStore
-    workspace: Workspace
-    generation: int
+    def __init__(
+        self,
+        transport: Transport,
+        facts: DeviceFacts,
+        lease: DeviceLease,
+        *,
+        limit_mib: float,
+        wait_seconds: float,
+        recover_seconds: float,
+        may_retry: Callable[[str], bool] = lambda what: False,
+    ) -> None:
+        self.transport, self.facts, self.lease = transport, facts, lease
+        self._limit_mib, self._wait_seconds, self._recover_seconds = limit_mib, wait_seconds, recover_seconds
+        self._may_retry = may_retry
+        self._local = ExitStack()
+        self._workspace: Workspace | None = None
+        self._store: DeviceStore | None = None
+        self._gone = ""  # why it could not be got back
+        self.generation = 0
+
+    @property
+    def store(self) -> DeviceStore:
+        """Files kept on it, by content."""
+        if self._store is None:
+            self._store = DeviceStore(self.transport, self.facts.folder, self._limit_mib)
+        return self._store
+
+    @property
+    def workspace(self) -> Workspace:
+        """This process's own folder on it; leftovers of processes that died are swept first."""
+        if self._workspace is None:
+            sweep(self.transport, self.facts.folder)
+            self._workspace = Workspace.make(self.transport, self.facts.folder)
+        return self._workspace
 
     def folder(self) -> Path:
-        """A new folder on this host, for files on their way; gone when the device is let go."""
-        raise NotImplementedError
+        """A new folder on this host, for files on their way; gone when the device is closed."""
+        return Path(self._local.enter_context(tempfile.TemporaryDirectory(prefix="pytest-qnn-device-")))
+
+    # --- using it -----------------------------------------------------------------------------------------------------
+
+    def attempt(self, what: str, action: Callable[[], T]) -> T:
+        """Do something with the device; if it is lost meanwhile, get it back and do it once more, if that is allowed.
+
+        Args:
+            what: for messages and records, e.g. "running model.onnx".
+
+        Raises:
+            DeviceBusyError: somebody else holds it for too long.
+            TargetError: of ``action``, or that the device didn't come back; with the end of the device's log.
+        """
+        try:
+            self._take()
+            if self._workspace is not None:
+                self._workspace.beat()
+            return action()
+        except (DeviceLostError, DeviceTimeoutError, RuntimeCrashError) as error:
+            if isinstance(error, RuntimeCrashError) and not self._has_restarted():
+                raise self._with_log(error)
+            if not self._may_retry(f"{what}: {_first_line(error)}"):
+                raise self._with_log(error)
+            self._recover_from(error)
+        except ReplayError:
+            raise
+        except TargetError as error:
+            raise self._with_log(error)
+        try:
+            return action()
+        except TargetError as error:
+            raise self._with_log(error)
+
+    def _take(self) -> None:
+        self.lease.acquire(self._wait_seconds)
+        if self._gone:
+            self._recover(GONE_SECONDS)
+
+    def let_go(self) -> None:
+        """Let others use the device; files and programs of ours stay there."""
+        self.lease.release()
+
+    # --- getting it back ----------------------------------------------------------------------------------------------
+
+    def _has_restarted(self) -> bool:
+        """Whether a program that died there was ended by a restart of the device."""
+        try:
+            return probe(self.transport, self.facts.folder).boot_id != self.facts.boot_id
+        except (DeviceLostError, DeviceTimeoutError):
+            return True
+        except DeviceError:
+            return False
+
+    def _recover_from(self, error: TargetError) -> None:
+        try:
+            self._recover(self._recover_seconds)
+        except DeviceError as gone:
+            lost = DeviceLostError(f"{_first_line(error)}. {gone}")
+            lost.log = error.log
+            raise self._with_log(lost) from error
+
+    def _recover(self, seconds: float) -> None:
+        """Wait until the device answers, and look whether it still is the one that it was.
+
+        Raises:
+            DeviceLostError: it doesn't answer, or another one does.
+        """
+        known = self.facts
+        try:
+            self.transport.reconnect(seconds)
+            facts = probe(self.transport, known.folder)
+        except (DeviceLostError, DeviceTimeoutError) as error:
+            self._gone = str(error)
+            raise DeviceLostError(
+                f"{self.transport.address}: the device did not come back within {seconds:g} s ({_first_line(error)}): look "
+                f"after it, then see: pytest-qnn device {self.transport.serial} diagnose"
+            ) from error
+        if (facts.soc, facts.model) != (known.soc, known.model):
+            self._gone = "another device answers"
+            raise DeviceLostError(
+                f"{self.transport.address}: another device answers there now ({facts.model or 'unknown'} instead of "
+                f"{known.model or 'unknown'}): attach the right one again"
+            )
+        self._gone = ""
+        self.facts = facts
+        if self._workspace is not None:
+            with suppress(DeviceError):
+                self._workspace.close()
+        self._store, self._workspace = None, None  # a device that was away may have lost any part of it
+        self.generation += 1
+
+    def _with_log(self, error: TargetError) -> TargetError:
+        if not error.log and not self._gone:
+            with suppress(DeviceError):
+                error.log = log_tail(self.transport, self.facts)
+        return error
+
+    def close(self) -> None:
+        """Remove the workspace and let go of the device, as far as it answers."""
+        try:
+            if self._workspace is not None and not self._gone:
+                with suppress(TargetError):
+                    self._workspace.close()
+        finally:
+            self._workspace = None
+            with suppress(TargetError):
+                self.transport.close()
+            self.lease.release()
+            self._local.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".: ")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 COMMAND_SECONDS = 30.0
 OUTPUT_BYTES = 64 << 20
@@ -48,7 +51,8 @@ class Stream(Protocol):
     """A program that runs on the device, with its standard streams. It is killed when the stream is closed or lost."""
 
     def write(self, *parts: bytes | memoryview, timeout: float) -> None:
-        """Write to its standard input, all of it.
+        """Write to its standard input, all of it. What the program writes meanwhile is kept for :meth:`read`: neither side
+        may block because both write at once.
 
         Raises:
             DeviceLostError: the program or the device is gone.
@@ -191,3 +195,39 @@ class Transport(Protocol):
     def close(self) -> None:
         """Let go of the device."""
         ...
+
+
+class OfThisHost(bytes):
+    """Standard input for a command that says something about this host or process and decides no answer: an owner's note.
+
+    A recording neither stores nor compares it.
+    """
+
+
+def part(transport: Transport, name: str, *, shared: bool = True) -> AbstractContextManager[None]:
+    """What is asked in the block belongs together, and may come at another time, or not at all, when it is replayed.
+
+    A recording keeps it apart from what is around it, so that a test can be replayed alone. Other transports don't care.
+
+    Args:
+        name: says what is done, and to what; the same in every run: no path of this host, no fresh name.
+        shared: True: done once for several tests, by whichever needs it first: probing, sending a file, loading a model.
+            False: done by this test, but only if another one came before: looking whether a program still runs.
+    """
+    enter = getattr(transport, "part", None)
+    block: AbstractContextManager[None] = nullcontext() if enter is None else enter(name, shared)
+    return block
+
+
+def decided(transport: Transport, what: str, decide: Callable[[], T]) -> T:
+    """What this host decides by something that the device doesn't know, such as which of its processes live.
+
+    A recording keeps it; a replay, perhaps on another host, decides the same. Other transports don't care.
+
+    Args:
+        what: says what is decided; the same in every run.
+        decide: gives JSON data (lists, not tuples).
+    """
+    remember = getattr(transport, "decided", None)
+    value: T = decide() if remember is None else remember(what, decide)
+    return value

@@ -15,7 +15,17 @@ from pytest_qnn.markers import backend_requests
 from pytest_qnn.records.record import Record
 
 # of the command line: they decide results
-REPEATED_OPTIONS = ("soc", "target", "cpu_library", "strict_latency", "simulated_latency")
+REPEATED_OPTIONS = (
+    "soc",
+    "target",
+    "device",
+    "adb_server",
+    "runner",
+    "device_runtime",
+    "cpu_library",
+    "strict_latency",
+    "simulated_latency",
+)
 
 
 def begin_test(item: pytest.Item, bench: Bench) -> None:
@@ -25,7 +35,7 @@ def begin_test(item: pytest.Item, bench: Bench) -> None:
     expected = tuple(backend_requests(item, bench.settings.backends)) if marked and not follows else None
     worker = getattr(item.config, "workerinput", {}).get("workerid", "")
     given = {name: item.config.getoption(f"qnn_{name}") for name in REPEATED_OPTIONS}
-    bench.test = CurrentTest(
+    test = CurrentTest(
         nodeid=item.nodeid,
         expected=expected,
         worker=worker,
@@ -37,6 +47,7 @@ def begin_test(item: pytest.Item, bench: Bench) -> None:
             if value
         ),
     )
+    bench.enter(test)
 
 
 def attach_records(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
@@ -67,9 +78,16 @@ def attach_records(item: pytest.Item, call: pytest.CallInfo[None], report: pytes
             "type": type(error).__name__,
             "message": str(error),
             "swallowed": fault is None,
+            "device_log": error.log,
         }
         for error in happened
     ]
+    if fault is not None and fault.log:
+        report.sections.append(("Captured device log", fault.log))
+    if test.retries and call.when == "teardown":
+        report.qnn_retries = [  # type: ignore[attr-defined]
+            {"test": item.nodeid, "worker": test.worker or None, "what": what} for what in test.retries
+        ]
     report.qnn_ran, test.ran = sorted(set(test.ran)), []  # type: ignore[attr-defined]
     report.qnn_artifacts = dict(bench.artifacts)  # type: ignore[attr-defined]
     bench.artifacts.clear()
@@ -118,6 +136,7 @@ class Collector:
     errors: list[dict[str, Any]] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
     artifacts: Counter[str] = field(default_factory=Counter)
+    retries: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, report: pytest.TestReport) -> list[Record]:
         """Take what a report carries; returns its records."""
@@ -126,6 +145,7 @@ class Collector:
         self.errors += getattr(report, "qnn_errors", [])
         self.ran.update(getattr(report, "qnn_ran", []))
         self.artifacts.update(getattr(report, "qnn_artifacts", {}))
+        self.retries += getattr(report, "qnn_retries", [])
         for record in fresh:
             record["test_outcome"] = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
         return fresh

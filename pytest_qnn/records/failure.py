@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.verdict.judge import AccuracyVerdict, OutputVerdict
 from pytest_qnn.verdict.latency import LatencyVerdict
 
 if TYPE_CHECKING:
+    from pytest_qnn.measuring import Attempt
     from pytest_qnn.records.record import Record
     from pytest_qnn.runners.placement import Misplaced
-    from pytest_qnn.session import Session
+    from pytest_qnn.session import Measurement, Session
 
 SHOWN_OUTPUTS = 3
 SHOWN_NODES = 12
@@ -123,6 +124,47 @@ def latency_message(session: Session, verdict: LatencyVerdict, record: Record) -
     if session.plan.not_a_device:
         lines.append(f"  {session.plan.not_a_device}; judged because of --qnn-simulated-latency")
     return "\n".join(lines + _again(record))
+
+
+def unstable_message(session: Session, measurement: Measurement, record: Record) -> str:
+    """What the device did instead of being steady, attempt by attempt, and what to do."""
+    conditions = measurement.conditions
+    assert conditions is not None
+    attempts = conditions.attempts
+    tried = "one attempt" if len(attempts) == 1 else f"each of {len(attempts)} attempts"
+    lines = [
+        f"{session.subject}: the device {conditions.assessment.stability} in {tried}, so its latency says nothing:"
+    ]
+    lines += [_attempt_line(number, attempt) for number, attempt in enumerate(attempts, 1)]
+    lines.append(
+        "  Let it cool, keep other programs and its charger away from it, raise the setting cool_down, or ask for less with "
+        "htp_performance_mode=sustained_high_performance; with a lower max_seconds it heats up less"
+    )
+    return "\n".join(lines + _again(record))
+
+
+def _attempt_line(number: int, attempt: Attempt) -> str:
+    cooled = f" after {attempt.cooled_seconds:.0f} s of cooling down" if attempt.cooled_seconds >= 1 else ""
+    return (
+        f"  attempt {number}{cooled}: {attempt.samples} samples, p50 {attempt.p50_ms:.3f} ms: "
+        f"{'; '.join(attempt.assessment.reasons)}"
+    )
+
+
+def conditions_line(conditions: Mapping[str, Any]) -> str:
+    """One line about a latency that could not be decided, or was decided on latencies alone; empty where all was well.
+
+    Args:
+        conditions: of a record.
+    """
+    attempts = len(conditions["attempts"])
+    reasons = "; ".join(conditions["reasons"][:2])
+    if conditions["stability"] in ("throttled", "drifted"):
+        tried = "" if attempts == 1 else f" in the last of {attempts} attempts"
+        return f"latency undecided, the device {conditions['stability']}{tried}: {reasons}"
+    if conditions["stability"] == "unknown":
+        return f"latency judged by its steadiness alone: {reasons}"
+    return ""
 
 
 def _again(record: Record) -> list[str]:

@@ -57,6 +57,7 @@ def write(file: Path, collector: Collector, exit_status: int, outcomes: dict[str
     artifacts = {name: collector.artifacts[name] for name in ("compiled", "reused", "rebuilt", "in_memory")}
     run = {"exit_status": exit_status, "interrupted": exit_status == 2, "outcomes": outcomes, "artifacts": artifacts}
     report = {"schema": SCHEMA_VERSION, "run": run, "records": collector.records, "errors": collector.errors}
+    report["retries"] = collector.retries
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -67,6 +67,7 @@ def make_record(
         "reason": reason,
         "repeat": repeat_command(bench),
         "provenance": session.provenance,
+        "retries": list(test.retries),
         **more,
     }
     result: Record = plain(record)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_qnn.records.collector import worst_output
+from pytest_qnn.records.failure import conditions_line
 
 if TYPE_CHECKING:
     import pytest
@@ -79,12 +80,17 @@ def summary_notes(collector: Collector) -> list[str]:
     """What must be said beside the table."""
     records = collector.records
     notes: list[str] = []
-    if any(r["provenance"]["simulated"] for r in records):
+    if any(r["provenance"]["simulated"] and not r["provenance"]["device"] for r in records):
         notes.append("* computed by Qualcomm's HTP simulator; its times say nothing about a device")
+    devices = {d["serial"]: d["stand_in"] for r in records if (d := r["provenance"]["device"]) and d["stand_in"]}
+    notes += [f"* {serial} is a stand-in for a device: {text}" for serial, text in devices.items()]
     if any(r.get("synthetic_inputs") for r in records):
         notes.append("~ on inputs of qnn_inputs, which can't show a wrong calibration")
     notes += sorted({f"note: {note}" for r in records for note in r["provenance"]["notes"]})
     for record in records:
+        if (conditions := record.get("conditions")) and record["verdict"] != "not judged":
+            line = conditions_line(conditions)
+            notes += [f"! {record['subject']}: {line}"] if line else []
         for output in record.get("outputs", []):
             notes += [f"! {record['subject']}, output {output['name']!r}: {text}" for text in output["warnings"]]
     notes += [
@@ -92,6 +98,7 @@ def summary_notes(collector: Collector) -> list[str]:
         for e in collector.errors
         if e["swallowed"]
     ]
+    notes += [f"device lost, done once more: {r['test']}: {r['what']}" for r in collector.retries]
     if collector.artifacts["rebuilt"]:
         count = collector.artifacts["rebuilt"]
         notes.append(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_qnn.runners.profile import Profile
 from pytest_qnn.runners.shared_tensors import Array
+
+if TYPE_CHECKING:
+    from pytest_qnn.runners.ort import LoadInfo
 
 
 @dataclass(frozen=True)
@@ -87,4 +90,13 @@ class Loaded(Protocol):
 
     def close(self) -> None:
         """Free it; it loads again if it is used again."""
+        ...
+
+
+class LoadedOnnx(Loaded, Protocol):
+    """A model that onnxruntime has loaded."""
+
+    @property
+    def info(self) -> LoadInfo:
+        """What loading showed."""
         ...

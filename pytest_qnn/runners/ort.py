@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from pytest_qnn.errors import (
     TargetMemoryError,
 )
 from pytest_qnn.model.onnx_file import is_unchanged
+from pytest_qnn.model.probe import temporary_folder
+from pytest_qnn.runners.loaded import Inference, Timing
 from pytest_qnn.runners.process import Limits, ProcessPool, RuntimeProcess
+from pytest_qnn.runners.profile import Profile, read_events
 from pytest_qnn.runners.shared_tensors import Array
 
 QNN = "QNNExecutionProvider"
@@ -123,7 +127,7 @@ class LoadedModel:
         if not answer["ok"] and again and not Path(r.model).parent.exists():  # pruned at this very moment
             return self._load(again=False)
         if not answer["ok"]:
-            raise _load_error(self.subject, answer, r.provider)
+            raise load_error(self.subject, answer, r.provider)
         changed = [path for path, digest in r.files if not is_unchanged(path, digest)]
         if changed:
             process.request(
@@ -166,13 +170,19 @@ class LoadedModel:
             self.limits.memory_mib,
             session=self._session,
         )
-        self._check(answer)
+        check_ran(self.subject, answer)
         return outputs, answer["seconds"]
 
-    def time(
-        self, inputs: Mapping[str, Array], count: int, seconds: float, reset_peak: bool = False
-    ) -> tuple[list[float], float]:
-        """Times (ms) of up to ``count`` single inferences within about ``seconds``; and the peak memory (MiB).
+    def run_many(self, samples: Sequence[Mapping[str, Array]]) -> list[Inference]:
+        """One inference for each sample, in order.
+
+        Raises:
+            TargetError: as for :meth:`run`.
+        """
+        return [Inference(*self.run(sample)) for sample in samples]
+
+    def time(self, inputs: Mapping[str, Array], count: int, seconds: float, reset_peak: bool = False) -> Timing:
+        """Time up to ``count`` single inferences within about ``seconds``.
 
         Raises:
             TargetError: as for :meth:`run`.
@@ -189,18 +199,32 @@ class LoadedModel:
             seconds=seconds,
             reset_peak=reset_peak,
         )
-        self._check(answer)
-        return list(answer["times_ms"]), float(answer["peak_memory_mib"])
+        check_ran(self.subject, answer)
+        return Timing(list(answer["times_ms"]), float(answer["peak_memory_mib"]), answer.get("cpu_share"))
 
-    def _check(self, answer: Mapping[str, Any]) -> None:
-        if answer["ok"]:
-            return
-        if answer["kind"] == "dtype":
-            raise ModelError(f"{self.subject}: {answer['message']}: cast it in the model")
-        if answer["kind"] == "execute" and "INVALID_ARGUMENT" in answer["message"]:
-            raise InputError(f"{self.subject}: onnxruntime refused the inputs: {answer['message']}")
-        kind = TargetMemoryError if answer["kind"] == "memory" else ExecutionError
-        raise kind(f"{self.subject}: the runtime failed to run the model: {answer['message']}{_log_tail(answer)}")
+    def profile(self, inputs: Mapping[str, Array]) -> Profile:
+        """Load the model again with profiling on, run it once and read what the runtime wrote.
+
+        Raises:
+            TargetError: as for loading and running; also if the runtime wrote nothing readable.
+        """
+        with temporary_folder() as folder:
+            file = folder / "profile.csv"
+            options = (("profiling_level", "detailed"), ("profiling_file_path", str(file)))
+            request = replace(self.request, provider_options=self.request.provider_options + options)
+            profiled = LoadedModel(self.pool, request, self.subject, self.limits)
+            try:
+                profiled.run(inputs)
+            finally:
+                profiled.close()
+            try:
+                return Profile(read_events(file))
+            except (OSError, ValueError, KeyError) as error:
+                raise ExecutionError(f"{self.subject}: the runtime wrote no readable profile: {error!r}") from error
+
+    def clock(self) -> float:
+        """Seconds from an arbitrary start."""
+        return time.monotonic()
 
     def close(self) -> None:
         """Free it in the runtime process; it loads again if it is used again."""
@@ -211,7 +235,24 @@ class LoadedModel:
         self._process = None
 
 
-def _load_error(subject: str, answer: Mapping[str, Any], provider: str) -> Exception:
+def check_ran(subject: str, answer: Mapping[str, Any]) -> None:
+    """Raise the error for an inference that the runtime did not do.
+
+    Raises:
+        ModelError, InputError, TargetError: whosever fault it was.
+    """
+    if answer["ok"]:
+        return
+    if answer["kind"] == "dtype":
+        raise ModelError(f"{subject}: {answer['message']}: cast it in the model")
+    if answer["kind"] == "execute" and "INVALID_ARGUMENT" in answer["message"]:
+        raise InputError(f"{subject}: onnxruntime refused the inputs: {answer['message']}")
+    kind = TargetMemoryError if answer["kind"] == "memory" else ExecutionError
+    raise kind(f"{subject}: the runtime failed to run the model: {answer['message']}{_log_tail(answer)}")
+
+
+def load_error(subject: str, answer: Mapping[str, Any], provider: str) -> Exception:
+    """The error for a model that the runtime did not load."""
     message = f"{subject}: {answer['message']}{_log_tail(answer)}"
     if answer["kind"] == "unavailable":
         return BackendUnavailableError(message)

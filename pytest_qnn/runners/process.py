@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -57,6 +57,22 @@ def own_environment() -> dict[str, str]:
         kept = [f for f in re.split("[:;]", folders) if f and not any(Path(f).glob("libQnn*.so"))]
         environment["LD_LIBRARY_PATH"] = ":".join(kept)
     return environment
+
+
+def how_it_ended(code: int) -> str:
+    """What an exit code says; one below 0 is the number of a signal."""
+    if code >= 0:
+        return f"exited with code {code}"
+    name = signal.Signals(-code).name if -code in list(signal.Signals) else "unknown"
+    memory = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
+    return f"was killed by signal {-code} ({name}){memory}"
+
+
+def last_lines(lines: Sequence[str]) -> str:
+    """The end of a log, to be put behind a message that has no full stop yet."""
+    if not lines:
+        return ".\nIt logged nothing."
+    return ".\nLast log lines:\n" + "\n".join(f"  {line[:300]}" for line in lines[-SHOWN_LOG_LINES:])
 
 
 class RuntimeProcess:
@@ -211,13 +227,7 @@ class RuntimeProcess:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         self.kill()
-        code = self._process.returncode
-        if code < 0:
-            how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
-            if -code == signal.SIGKILL:
-                how += ", as the kernel does when memory runs out"
-        else:
-            how = f"exited with code {code}"
+        how = how_it_ended(self._process.returncode)
         return RuntimeCrashError(
             f"{subject}: the runtime process {how} during {op}. Whatever comes next gets a fresh process{self._last_lines()}"
         )
@@ -244,10 +254,7 @@ class RuntimeProcess:
 
     def _last_lines(self) -> str:
         self._reader.join(2)
-        lines = list(self._log)[-SHOWN_LOG_LINES:]
-        if not lines:
-            return ".\nIt logged nothing."
-        return ".\nLast log lines:\n" + "\n".join(f"  {line[:300]}" for line in lines)
+        return last_lines(list(self._log))
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -7,14 +7,9 @@ Qualcomm's qnn-profile-viewer: message, time, unit, source, level, identifier.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-
-from pytest_qnn.errors import ExecutionError
-from pytest_qnn.model.probe import temporary_folder
-from pytest_qnn.runners.ort import LoadedModel
-from pytest_qnn.runners.shared_tensors import Array
 
 
 @dataclass(frozen=True)
@@ -46,39 +41,18 @@ class Profile:
     """
 
     events: tuple[Event, ...]
-    not_a_device: str
+    not_a_device: str = ""
 
     @property
     def nodes(self) -> dict[str, int]:
         """Cycles per node of the compiled graph, the most expensive first."""
         found: dict[str, int] = {}
         for event in self.events:
-            if event.message == "NODE" and event.unit == "CYCLES":
+            of_node = event.message == "NODE" or (event.message, event.level) == ("EXECUTE", "SUB-EVENT")  # as qnn-net-run
+            if of_node and event.unit == "CYCLES":
                 name = event.identifier.removesuffix(" (cycles)")
                 found[name] = found.get(name, 0) + event.time
         return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def profile(loaded: LoadedModel, sample: Mapping[str, Array], not_a_device: str) -> Profile:
-    """Load the model again with profiling on, run it once and read what the runtime wrote.
-
-    Raises:
-        TargetError: as for loading and running; also if the runtime wrote nothing readable.
-    """
-    with temporary_folder() as folder:
-        file = folder / "profile.csv"
-        options = (("profiling_level", "detailed"), ("profiling_file_path", str(file)))
-        request = replace(loaded.request, provider_options=loaded.request.provider_options + options)
-        profiled = LoadedModel(loaded.pool, request, loaded.subject, loaded.limits)
-        try:
-            profiled.run(sample)
-        finally:
-            profiled.close()
-        try:
-            events = read_events(file)
-        except (OSError, ValueError, KeyError) as error:
-            raise ExecutionError(f"{loaded.subject}: the runtime wrote no readable profile: {error!r}") from error
-    return Profile(events, not_a_device)
 
 
 def read_events(file: Path) -> tuple[Event, ...]:
@@ -88,13 +62,22 @@ def read_events(file: Path) -> tuple[Event, ...]:
         OSError, ValueError, KeyError: missing, or not such a file.
     """
     with file.open(newline="", encoding="utf-8", errors="replace") as lines:
-        return tuple(
-            Event(
-                row["Message"],
-                int(row["Time"]),
-                row["Unit of Measurement"],
-                row["Event Level"],
-                row["Event Identifier"],
-            )
-            for row in csv.DictReader(lines)
+        return parse_events(lines)
+
+
+def parse_events(lines: Iterable[str]) -> tuple[Event, ...]:
+    """Events of the lines of a profile in CSV.
+
+    Raises:
+        ValueError, KeyError: they aren't of such a file.
+    """
+    return tuple(
+        Event(
+            row["Message"],
+            int(row["Time"] or ""),
+            row["Unit of Measurement"],
+            row["Event Level"],
+            row["Event Identifier"],
         )
+        for row in csv.DictReader(lines)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata, util
 
 from pytest_qnn.devices.soc import find_soc
@@ -26,11 +26,13 @@ class SimulatorTarget:
 
     name = "simulator"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, may_retry: Callable[[str], bool] | None = None) -> None:
         self.settings = settings
 
-    def missing(self, backend: str) -> str:
+    def missing(self, backend: str, soc: str | None = None, serial: str | None = None) -> str:
         """Why ``backend`` can't be used here and how to change that; empty if it can."""
+        if serial is not None:
+            return f"device {serial!r} is not attached: target {self.name!r} has no devices with serials"
         if backend == "gpu":
             return (
                 "the QNN GPU backend needs an Adreno GPU: on x86-64 its library can only prepare models, not run them"
@@ -49,7 +51,17 @@ class SimulatorTarget:
                 return str(error)
         return ""
 
-    def plan(self, backend: str, soc: str | None, options: Mapping[str, object]) -> Plan:
+    def soc_of(self, backend: str, soc: str | None = None, serial: str | None = None) -> str:
+        """Name of the SoC that is simulated."""
+        return soc or self.settings.soc
+
+    def enter_test(self, nodeid: str) -> None:
+        """Nothing here is one test's alone."""
+
+    def close(self) -> None:
+        """Nothing is held here."""
+
+    def plan(self, backend: str, soc: str | None, options: Mapping[str, object], serial: str | None = None) -> Plan:
         """How to run ``backend`` here.
 
         Raises:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.errors import OptionError
 from pytest_qnn.verdict.tolerance import _number, check_fields
+
+if TYPE_CHECKING:
+    from pytest_qnn.verdict.stability import Assessment
 
 CONFIDENCE = 0.95
 PERCENTILES = (50, 95, 99)
@@ -28,6 +31,7 @@ class LatencyBudget:
         p50_ms, p95_ms, p99_ms: percentiles of the time of one inference, in ms, at most.
         throughput_ips: inferences per second, at least.
         peak_memory_mb: peak resident memory of the runtime's process while measuring, in MiB, at most.
+        energy_mj: energy of one inference above the idle device's, in mJ, at most; undecided where no battery tells.
     """
 
     p50_ms: float | None = None
@@ -35,6 +39,7 @@ class LatencyBudget:
     p99_ms: float | None = None
     throughput_ips: float | None = None
     peak_memory_mb: float | None = None
+    energy_mj: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(LatencyBudget, "latency_budget", vars(self))
@@ -120,6 +125,8 @@ class LatencyStats:
         throughput_ips: inferences per second: samples over their summed time.
         peak_memory_mb: peak resident memory of the runtime's process, in MiB; None where it can't be read.
         drift: median of the second half over median of the first half; far from 1 the intervals are too narrow.
+        cpu_share: processor time of the runtime's process over elapsed time, 1.0 for one core; None where it can't be read.
+        energy_mj: energy of one inference above the idle device's, in mJ; None where no battery tells.
     """
 
     samples: int
@@ -133,6 +140,8 @@ class LatencyStats:
     throughput_ips: Interval
     peak_memory_mb: float | None
     drift: float
+    cpu_share: float | None = None
+    energy_mj: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -142,7 +151,13 @@ class LatencyStats:
         }
 
 
-def summarize(times_ms: Sequence[float], *, warmup: int = 0, peak_memory_mb: float | None = None) -> LatencyStats:
+def summarize(
+    times_ms: Sequence[float],
+    *,
+    warmup: int = 0,
+    peak_memory_mb: float | None = None,
+    cpu_share: float | None = None,
+) -> LatencyStats:
     """Statistics of the times (ms) of single inferences, in the order in which they were taken.
 
     Raises:
@@ -173,6 +188,7 @@ def summarize(times_ms: Sequence[float], *, warmup: int = 0, peak_memory_mb: flo
         throughput_ips=Interval(_rate(mean), _rate(slow), _rate(fast)),
         peak_memory_mb=peak_memory_mb,
         drift=drift,
+        cpu_share=cpu_share,
     )
 
 
@@ -225,7 +241,7 @@ class LatencyVerdict:
     """The outcome of a budget: the worst of its limits.
 
     Attributes:
-        reason: why nothing was judged, where that is so.
+        reason: why nothing was judged, or nothing could be decided, where that is so.
     """
 
     outcome: Outcome
@@ -240,8 +256,21 @@ class LatencyVerdict:
         return self.outcome is Outcome.WITHIN
 
 
-def judge_latency(stats: LatencyStats, budget: LatencyBudget) -> LatencyVerdict:
-    """Compare a measurement with a budget: a limit inside the confidence interval is undecided."""
+def judge_latency(stats: LatencyStats, budget: LatencyBudget, assessment: Assessment | None = None) -> LatencyVerdict:
+    """Compare a measurement with a budget: a limit inside the confidence interval is undecided.
+
+    Args:
+        assessment: how steady the device was: if it throttled or drifted everything is undecided, however plain the figures.
+    """
+    verdict = _judge(stats, budget)
+    if assessment is None or assessment.judgeable:
+        return verdict
+    undecided = tuple(replace(limit, outcome=Outcome.UNDECIDED) for limit in verdict.limits)
+    reason = f"the device {assessment.stability}: {'; '.join(assessment.reasons)}"
+    return replace(verdict, outcome=Outcome.UNDECIDED, limits=undecided, reason=reason)
+
+
+def _judge(stats: LatencyStats, budget: LatencyBudget) -> LatencyVerdict:
     limits = []
     for f in fields(budget):
         limit = getattr(budget, f.name)

@@ -8,11 +8,12 @@ What is known of the real tools comes from public manuals and scripts; nothing h
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
 from pathlib import Path
+
+from pytest_qnn.testing.sdk_stand_in import wheel_folder
 
 VERSION = "2.51.0"
 BUILD = "stand-in"
@@ -56,14 +57,6 @@ def install(root: Path, version: str = VERSION) -> Path:
         (root / "lib" / name).write_bytes(b"QNN SDK stand-in")
     (root / "lib" / "hexagon-v75" / "unsigned" / "libQnnHtpV75Skel.so").write_bytes(b"QNN SDK stand-in")
     return root
-
-
-def wheel_folder() -> Path:
-    """Where the installed onnxruntime-qnn keeps its libraries."""
-    spec = importlib.util.find_spec("onnxruntime_qnn")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0])
 
 
 def a_small_library() -> Path:

@@ -18,11 +18,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-MARK = "QNN SDK STAND-IN"
-LIBRARY_HEAD = b"QNN SDK STAND-IN model library\n"
-DLC_HEAD = b"QNN SDK STAND-IN dlc\n"
+from pytest_qnn.testing.profiling_log import to_csv
+from pytest_qnn.testing.sdk_stand_in import (
+    MARK,
+    compile_model,
+    fail,
+    find_library,
+    model_library,
+    open_model,
+    read_config,
+)
+
 TARGETS = ("x86_64-linux-clang", "aarch64-android")
 LAYOUTS = ("NCDHW", "NDHWC", "NCHW", "NHWC", "NFC", "NCF", "NTF", "TNF", "NF", "NC", "F", "NONTRIVIAL")
 
@@ -49,12 +57,6 @@ def version() -> str:
     root = Path(sys.argv[0]).resolve().parents[2]
     values = dict(re.findall(r"^(\w+): (.*)$", (root / "sdk.yaml").read_text(), re.M))
     return f"v{values['version']}.{values['build_id']}"
-
-
-def fail(message: str, code: int = 1) -> NoReturn:
-    """End as the real tools do: an error line, then some more lines."""
-    sys.stderr.write(f"[ ERROR ] {message}\n")
-    sys.exit(code)
 
 
 def misbehave(tool: str, fault: str) -> None:
@@ -274,8 +276,8 @@ def library_generator(arguments: Sequence[str]) -> None:
             fail("ndk-build: command not found")
         folder = Path(chosen.output, target)
         folder.mkdir(parents=True, exist_ok=True)
-        head = json.dumps({"target": target, "graph": graph[1], "made_by": version()}).encode()
-        (folder / f"lib{chosen.name or Path(chosen.cpp).stem}.so").write_bytes(LIBRARY_HEAD + head + b"\n" + content)
+        made = model_library(content, graph[1], target, version())
+        (folder / f"lib{chosen.name or Path(chosen.cpp).stem}.so").write_bytes(made)
 
 
 # --- qnn-context-binary-generator ---------------------------------------------------------------------------------------
@@ -295,16 +297,16 @@ def context_generator(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     if not chosen.model:
         fail("Missing option: --model")
-    backend = _find_library(chosen.backend)
+    backend = _host_library(chosen.backend)
     if backend.name != "libQnnHtp.so":
         fail(f"{backend.name} doesn't support serialized contexts")
-    graph, content = _open_model(chosen.model, chosen.dlc_path)
-    devices, settings = _read_config(chosen.config_file, graph)
+    graph, content = open_model(_host_library(chosen.model), chosen.dlc_path, ["x86_64-linux-clang"])
+    device, settings = read_config(chosen.config_file, graph, _library_folders())
     output = Path(chosen.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as work:
-            binary = _compile(content, devices, settings, Path(work))
+            binary = compile_model(content, device, settings, Path(work))
             (output / f"{chosen.binary_file}.bin").write_bytes(binary)
     except OSError as error:
         fail(f"Can't write to {output}: {error.strerror}")
@@ -312,107 +314,15 @@ def context_generator(arguments: Sequence[str]) -> None:
     (output / f"{chosen.binary_file}.bin.stand-in.json").write_text(json.dumps(note))
 
 
-def _find_library(name: str) -> Path:
-    """As the dynamic linker does: a path, or a name along LD_LIBRARY_PATH."""
-    folders = [""] if "/" in name else os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    found = next((path for folder in folders if (path := Path(folder, name)).is_file()), None)
+def _host_library(name: str) -> Path:
+    found = find_library(name, _library_folders())
     if found is None:
         fail(f"{name}: cannot open shared object file: No such file or directory")
     return found
 
 
-def _open_model(model: str, dlc: str | None) -> tuple[str, bytes]:
-    """The graph's name and the ONNX model that the library or DLC carries."""
-    content = _find_library(model).read_bytes()
-    if dlc:
-        if Path(model).name != "libQnnModelDlc.so":
-            fail("--dlc_path needs --model libQnnModelDlc.so")
-        content = Path(dlc).read_bytes() if Path(dlc).is_file() else b""
-        if not content.startswith(DLC_HEAD):
-            fail(f"{dlc}: not a DLC")
-        head, _, rest = content.removeprefix(DLC_HEAD).partition(b"\n")
-        return json.loads(head)["graph"], rest
-    if not content.startswith(LIBRARY_HEAD):
-        fail(f"{model}: undefined symbol: QnnModel_composeGraphs")
-    head, _, rest = content.removeprefix(LIBRARY_HEAD).partition(b"\n")
-    if json.loads(head)["target"] != "x86_64-linux-clang":
-        fail(f"{model}: cannot open shared object file: wrong ELF class or machine")
-    return json.loads(head)["graph"], rest
-
-
-def _read_config(file: str | None, graph: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The device and the options of ``graph``, as the real extension library's own schema allows them."""
-    if file is None:
-        return {}, {}
-    import jsonschema
-
-    try:
-        outer = json.loads(Path(file).read_text())
-        named = outer["backend_extensions"]
-        library = _find_library(named["shared_library_path"])
-        content = json.loads(Path(named["config_file_path"]).read_text())
-    except (OSError, ValueError, LookupError) as error:
-        fail(f"The config file {file} can't be parsed: {error!r}")
-    try:
-        jsonschema.validate(content, schema_of(library))
-    except jsonschema.ValidationError as error:
-        fail(f"backend config file schema validation failed: {error.message}")
-    device = (content.get("devices") or [{}])[0]
-    chosen: dict[str, Any] = {}
-    for options in content.get("graphs", []):
-        if graph in options.get("graph_names", []):
-            chosen |= options
-        else:
-            sys.stdout.write(f"[ WARN ] graph options for {options.get('graph_names')} are ignored\n")
-    return device, chosen
-
-
-def schema_of(library: Path) -> Any:
-    """The JSON schema inside Qualcomm's libQnnHtpNetRunExtensions.so."""
-    content = library.read_bytes()
-    at = content.index(b'"$schema"')
-    start, end = content.rindex(b"\0", 0, at) + 1, content.index(b"\0", at)
-    return json.loads(content[start:end])
-
-
-def _compile(content: bytes, device: dict[str, Any], options: dict[str, Any], work: Path) -> bytes:
-    (work / "model.onnx").write_bytes(content)
-    provider = {"backend_type": "htp"}
-    if soc := device.get("soc_model", device.get("soc_id")):
-        provider["soc_model"] = str(soc)
-    if "vtcm_mb" in options:
-        provider["vtcm_mb"] = str(options["vtcm_mb"])
-    if "O" in options:
-        provider["htp_graph_finalization_optimization_mode"] = str(options["O"])
-    if "hvx_threads" in options:
-        sys.stdout.write(f"[ INFO ] {MARK}: hvx_threads is recorded, not applied\n")
-    sys.stdout.flush()
-    # in a process without LD_LIBRARY_PATH, where onnxruntime would find this SDK's empty libQnnHtp.so before its own
-    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
-    program = "import sys; from qnn_sdk_stand_in import compile_in; compile_in(sys.argv[1], sys.argv[2])"
-    command = [sys.executable, "-c", program, str(work), json.dumps(provider)]
-    if subprocess.run(command, env=environment, check=False).returncode:
-        fail("Graph finalization failed")
-    binaries = list(work.glob("*.bin"))
-    if len(binaries) != 1:
-        fail("Failed to compose the graph: an operator is not supported")
-    return binaries[0].read_bytes()
-
-
-def compile_in(folder: str, provider: str) -> None:
-    """Compile ``folder/model.onnx`` with onnxruntime's QNN execution provider into context binaries beside it."""
-    import onnxruntime as ort
-    import onnxruntime_qnn
-
-    name = "QNNExecutionProvider"
-    ort.register_execution_provider_library(name, onnxruntime_qnn.get_library_path())
-    devices = [d for d in ort.get_ep_devices() if d.ep_name == name][:1]
-    session = ort.SessionOptions()
-    session.add_session_config_entry("ep.context_enable", "1")
-    session.add_session_config_entry("ep.context_file_path", f"{folder}/model_ctx.onnx")
-    session.add_session_config_entry("ep.context_embed_mode", "0")
-    session.add_provider_for_devices(devices, json.loads(provider))
-    ort.InferenceSession(f"{folder}/model.onnx", session)
+def _library_folders() -> list[str]:
+    return os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
 
 
 # --- the others ---------------------------------------------------------------------------------------------------------
@@ -458,9 +368,16 @@ def net_run(arguments: Sequence[str]) -> None:
 
 
 def profile_viewer(arguments: Sequence[str]) -> None:
-    """Only what it answers to ``--help``."""
+    """A profiling log of the stand-in of qnn-net-run as CSV; it can't read real ones."""
     parser = parser_of("qnn-profile-viewer")
     parser.add_argument("--input_log", required=True)
     parser.add_argument("--output")
-    parser.parse_args(arguments)
-    fail(f"{MARK}: it reads no logs")
+    chosen = parser.parse_args(arguments)
+    try:
+        text = to_csv(Path(chosen.input_log).read_bytes())
+    except (OSError, ValueError) as error:
+        fail(f"Failed to read {chosen.input_log}: {error}")
+    if chosen.output:
+        Path(chosen.output).write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
