@@ -6,7 +6,7 @@ import difflib
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -29,7 +29,10 @@ from pytest_qnn.targets.target import Plan
 from pytest_qnn.verdict.latency import LatencyBudget
 
 if TYPE_CHECKING:
+    from pytest_qnn.devices.attached import AttachedDevice
     from pytest_qnn.records.record import Record
+    from pytest_qnn.runners.device_ort import DeviceAgents
+    from pytest_qnn.runners.on_device import DeviceModel
 
 KEPT_MODELS = 8  # loaded models kept for the next who asks for the same; older ones are freed, and reload if used
 
@@ -46,6 +49,7 @@ class CurrentTest:
     expected: tuple[BackendRequest, ...] | None = None  # where marks can't reach the fixture: what it must be
     records: list[Record] = field(default_factory=list)
     published: int = 0
+    outcome: str = "passed"  # so far
     retries: list[str] = field(default_factory=list)  # what was done once more after a device was lost
     ran: list[str] = field(default_factory=list)
 
@@ -81,6 +85,8 @@ class Bench:
         self.pool = ProcessPool()
         self.limits = Limits(settings.load_timeout, settings.run_timeout, settings.memory_limit_mb)
         self._loaded: OrderedDict[tuple[LoadRequest, str, Limits], LoadedModel] = OrderedDict()
+        self._on_devices: OrderedDict[Hashable, DeviceModel] = OrderedDict()
+        self._agents: dict[str, DeviceAgents] = {}
         self._loading = threading.RLock()
         self.cache = CacheFolder(settings.cache_dir, settings.cache_limit_mb, enabled=not settings.no_cache)
         self.references = ReferenceRunner(self.load_shared, self.cache.references, self.limits)
@@ -139,6 +145,24 @@ class Bench:
         self._loaded.move_to_end(key)
         while len(self._loaded) > KEPT_MODELS:
             self._loaded.popitem(last=False)[1].close()
+
+    def share_on_device(self, key: Hashable, load: Callable[[], DeviceModel]) -> DeviceModel:
+        """A model loaded on a device: the one that is there, or a new one; the oldest goes if there are many."""
+        with self._loading:
+            loaded = self._on_devices.pop(key, None) or load()
+            self._on_devices[key] = loaded
+            while len(self._on_devices) > KEPT_MODELS:
+                self._on_devices.popitem(last=False)[1].close()
+            return loaded
+
+    def agents(self, device: AttachedDevice) -> DeviceAgents:
+        """The programs that run onnxruntime on a device."""
+        from pytest_qnn.runners.device_ort import DeviceAgents
+
+        serial = device.facts.serial
+        if serial not in self._agents:
+            self._agents[serial] = DeviceAgents(device, self.pool.faults)
+        return self._agents[serial]
 
     def float_precision(self, plan: Plan) -> str:
         """What a backend computes float models in, found out by running one: "float32" or "float16"."""
@@ -207,6 +231,8 @@ class Bench:
     def close(self) -> None:
         """End the runtime processes and let go of devices; nothing is left running."""
         self.pool.close()
+        for agents in self._agents.values():
+            agents.close()
         self.target.close()
         self._folders.close()
         self.references.close()

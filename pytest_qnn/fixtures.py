@@ -45,12 +45,19 @@ def begin(config: pytest.Config) -> None:
         begin_test(item, bench)
 
 
-def close_bench(config: pytest.Config) -> None:
-    """End what the bench started; harmless without one."""
+def close_bench(config: pytest.Config) -> str:
+    """End what the bench started; harmless without one. Returns what went wrong, or an empty text."""
     bench = config.stash.get(bench_key, None)
-    if bench is not None:
+    if bench is None:
+        return ""
+    from pytest_qnn.errors import TargetError
+
+    del config.stash[bench_key]
+    try:
         bench.close()
-        del config.stash[bench_key]
+    except TargetError as error:
+        return str(error)
+    return ""
 
 
 @pytest.fixture(scope="session")

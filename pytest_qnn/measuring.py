@@ -143,8 +143,9 @@ class _Series:
         # after a pause clocks are low and caches cold: that first inference belongs to our pause and not to the model
         first = 1 if resumed and len(times) >= RESUMED else 0
         self.times_ms += times[first:]
-        if timing.round_trip_ms is not None:
-            self.round_trip_ms += timing.round_trip_ms[first:]
+        round_trips = timing.round_trip_ms or []
+        self.round_trip_ms += round_trips
+        self.inferences += len(round_trips)
         self.peak_memory_mib = max(self.peak_memory_mib, timing.peak_memory_mib)
         if timing.cpu_share is not None:
             self.cpu_seconds += timing.cpu_share * busy
@@ -232,8 +233,7 @@ def _check(loaded: Loaded, timing: Timing) -> None:
     times = timing.times_ms
     if not times:
         raise ExecutionError(f"{loaded.subject}: the runtime timed no inference")
-    round_trips = timing.round_trip_ms if timing.round_trip_ms is not None else times
-    if not all(0 <= t < math.inf for t in (*times, *round_trips)) or len(round_trips) != len(times):
+    if not all(0 <= t < math.inf for t in (*times, *(timing.round_trip_ms or ()))):
         raise ExecutionError(
             f"{loaded.subject}: the runtime gave times that are none: it can't be measured with this runner"
         )

@@ -90,6 +90,8 @@ def pytest_configure(config: pytest.Config) -> None:
         project_folder(config.rootpath)
     ):
         project_settings(config)  # a typo must not wait for the first test that would have noticed
+    if config.getoption("qnn_record") or config.getoption("qnn_replay"):
+        check_tape(config)
     if config.getoption("qnn_json") and not hasattr(config, "workerinput") and not config.option.collectonly:
         from pytest_qnn.records.json_file import check_writable
 
@@ -97,6 +99,22 @@ def pytest_configure(config: pytest.Config) -> None:
             check_writable(project_settings(config).json)
         except OSError as error:
             raise pytest.UsageError(f"--qnn-json: {error.filename}: {error.strerror}") from error
+
+
+def check_tape(config: pytest.Config) -> None:
+    """Refuse what can't be recorded or replayed."""
+    from pytest_qnn.errors import OptionError
+    from pytest_qnn.recording.checks import check_possible
+
+    settings = project_settings(config)
+    try:
+        if settings.target != "adb":
+            raise OptionError(
+                f"--qnn-record and --qnn-replay are for devices, and the target is {settings.target}: add --qnn-target=adb"
+            )
+        check_possible(settings.record, settings.replay, bool(getattr(config.option, "numprocesses", None)))
+    except OptionError as error:
+        raise pytest.UsageError(f"pytest-qnn: {error}") from error
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -267,6 +285,7 @@ class Reporting:
         self.mistakes: list[str] = []  # of workers
         self.outcomes: dict[str, int] = {}
         self.json_note = ""
+        self.trouble = ""  # what was only noticed when all tests were over
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -313,6 +332,8 @@ class Reporting:
             from pytest_qnn.records.terminal import write_summary
 
             write_summary(terminalreporter, self.collector)
+        if self.trouble:
+            terminalreporter.write_line(f"ERROR: {self.trouble}", red=True)
         if self.json_note:
             terminalreporter.write_line(self.json_note)
 
@@ -333,5 +354,9 @@ class Reporting:
             self.json_note = f"QNN records: {file}"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    close_bench(session.config)
+    trouble, reporting = close_bench(session.config), session.config.pluginmanager.get_plugin("qnn-reporting")
+    if trouble and reporting is not None:
+        reporting.trouble = trouble
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED

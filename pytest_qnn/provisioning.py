@@ -35,7 +35,7 @@ class Artifact:
 
     Attributes:
         kind: "context binary", "foreign context binary" (somebody else's), or "compiled in memory".
-        source: "compiled" (just now), "cache", or "given".
+        source: "compiled" (just now), "cache", "recording" (replayed), or "given".
         digest: SHA-256 of the binary; of what is compiled in memory, over everything that decides it.
         path: file of a context binary's wrapper.
         size: of the binary, in bytes.
@@ -130,7 +130,7 @@ def provide(order: Order) -> Provisioned:
     if order.plan.has_contexts:
         try:
             if kept := keep_context(order):
-                return _load_context(order, *kept, put_back=lambda: None if _obtain(order)[0] else order.request)
+                return _load_context(order, *kept, put_back=_put_back(order, kept[1]))
         except (CompileError, ArtifactError) as error:
             trouble = error  # some models load, but can't be made into a context
     try:
@@ -148,6 +148,13 @@ def provide(order: Order) -> Provisioned:
         reason = str(trouble).partition("\n")[0].removeprefix(f"{order.subject}: ")
         notes = (f"{model.path.name} can't be kept compiled, and is compiled each time: {reason[:200]}",)
     return Provisioned(loaded, placement, Artifact("compiled in memory", "compiled", order.recipe.key), notes)
+
+
+def _put_back(order: Order, source: str) -> Callable[[], LoadRequest | None]:
+    """Sees that the compiled model is there before it is loaded; where that can't be, the model itself is."""
+    if source == "recording":
+        return lambda: None
+    return lambda: None if _obtain(order)[0] else order.request
 
 
 def explained(order: Order, error: CompileError) -> CompileError:
@@ -258,11 +265,21 @@ def keep_context(order: Order) -> tuple[Context, str] | None:
         CompileError, ArtifactError: the backend refused the model, or it doesn't become one binary.
         PlacementError, TargetError: as for :func:`provide`.
     """
+    if order.plan.serial:
+        from pytest_qnn.device_provisioning import recorded_context
+
+        if context := recorded_context(order):
+            order.bench.artifacts["reused"] += 1
+            return context, "recording"
     context, compiled = _obtain(order)
     if context is None:
         return None
     if not compiled:
         order.bench.artifacts["reused"] += 1
+    if order.plan.serial:
+        from pytest_qnn.device_provisioning import record_context
+
+        record_context(order, context)
     return context, "compiled" if compiled else "cache"
 
 

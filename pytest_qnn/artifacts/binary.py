@@ -144,7 +144,7 @@ class ContextInfo:
     @property
     def release(self) -> tuple[int, int] | None:
         """Release of the QNN SDK that made it, e.g. (2, 51)."""
-        return _release(self.build_id)
+        return release_of(self.build_id)
 
     @property
     def made_for(self) -> str:
@@ -264,11 +264,12 @@ def runtime_release() -> tuple[int, int] | None:
         file = Path(folder) / "build_and_package_info.py"
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
         if found := re.search(r"^qnn_version\s*=\s*(.+)$", text, re.M):
-            return _release(str(ast.literal_eval(found[1])))
+            return release_of(str(ast.literal_eval(found[1])))
     return None
 
 
-def _release(text: str) -> tuple[int, int] | None:
+def release_of(text: str) -> tuple[int, int] | None:
+    """Release as numbers, e.g. (2, 51), from a text such as "v2.51.0.260929"; None from any other."""
     found = re.match(r"v?(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else None
 

@@ -243,6 +243,19 @@ def _grid(encoding: Encoding) -> str:
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 
+def axes_of(layout: str, rank: int) -> tuple[int, ...] | None:
+    """Which axis of the model's tensor is each axis of the binary's; None: the same order.
+
+    Raises:
+        OptionError: an unknown layout, or one that a tensor of that rank doesn't have.
+    """
+    if layout == "same":
+        return None
+    if layout not in LAYOUTS or rank < 3:
+        raise OptionError(f"layouts: {unknown_name('layout', layout, LAYOUTS if rank >= 3 else LAYOUTS[:1])}")
+    return (0, *range(2, rank), 1) if layout == "channels_last" else (0, rank - 1, *range(1, rank - 1))
+
+
 def _layouts(model: Sequence[int | str], binary: Sequence[int]) -> dict[str, tuple[int, ...] | None]:
     """Layouts in which a tensor of the model's shape has the binary's shape, with what each does to the axes.
 
@@ -254,10 +267,7 @@ def _layouts(model: Sequence[int | str], binary: Sequence[int]) -> dict[str, tup
     if rank != len(binary):
         plain = [size for size in model if size != 1]
         return {"reshaped": None} if plain == [size for size in binary if size != 1] else {}
-    orders = {"same": tuple(range(rank))}
-    if rank >= 3:
-        orders["channels_last"] = (0, *range(2, rank), 1)
-        orders["channels_first"] = (0, rank - 1, *range(1, rank - 1))
+    orders = {name: axes_of(name, rank) or tuple(range(rank)) for name in (LAYOUTS if rank >= 3 else LAYOUTS[:1])}
     found: dict[str, tuple[int, ...] | None] = {}
     seen = set()
     for name, order in orders.items():

@@ -12,7 +12,7 @@ from pytest_qnn.devices.device_log import log_tail
 from pytest_qnn.devices.facts import DeviceFacts, probe
 from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.devices.store import DeviceStore
-from pytest_qnn.devices.transport import Transport
+from pytest_qnn.devices.transport import Transport, part
 from pytest_qnn.devices.workspace import Workspace, sweep
 from pytest_qnn.errors import (
     DeviceError,
@@ -74,8 +74,9 @@ class AttachedDevice:
     def workspace(self) -> Workspace:
         """This process's own folder on it; leftovers of processes that died are swept first."""
         if self._workspace is None:
-            sweep(self.transport, self.facts.folder)
-            self._workspace = Workspace.make(self.transport, self.facts.folder)
+            with part(self.transport, f"workspace {self.generation}"):
+                sweep(self.transport, self.facts.folder)
+                self._workspace = Workspace.make(self.transport, self.facts.folder)
         return self._workspace
 
     def folder(self) -> Path:
@@ -101,18 +102,22 @@ class AttachedDevice:
             return action()
         except (DeviceLostError, DeviceTimeoutError, RuntimeCrashError) as error:
             if isinstance(error, RuntimeCrashError) and not self._has_restarted():
-                raise self._with_log(error)
+                self._add_log(error)
+                raise
             if not self._may_retry(f"{what}: {_first_line(error)}"):
-                raise self._with_log(error)
+                self._add_log(error)
+                raise
             self._recover_from(error)
         except ReplayError:
             raise
         except TargetError as error:
-            raise self._with_log(error)
+            self._add_log(error)
+            raise
         try:
             return action()
         except TargetError as error:
-            raise self._with_log(error)
+            self._add_log(error)
+            raise
 
     def _take(self) -> None:
         self.lease.acquire(self._wait_seconds)
@@ -139,8 +144,7 @@ class AttachedDevice:
             self._recover(self._recover_seconds)
         except DeviceError as gone:
             lost = DeviceLostError(f"{_first_line(error)}. {gone}")
-            lost.log = error.log
-            raise self._with_log(lost) from error
+            raise lost from error
 
     def _recover(self, seconds: float) -> None:
         """Wait until the device answers, and look whether it still is the one that it was.
@@ -172,11 +176,11 @@ class AttachedDevice:
         self._store, self._workspace = None, None  # a device that was away may have lost any part of it
         self.generation += 1
 
-    def _with_log(self, error: TargetError) -> TargetError:
-        if not error.log and not self._gone:
-            with suppress(DeviceError):
+    def _add_log(self, error: TargetError) -> None:
+        """Keep the end of the device's log with an error, if the device still answers."""
+        if not error.log and not self._gone and not isinstance(error, ReplayError):
+            with suppress(TargetError):
                 error.log = log_tail(self.transport, self.facts)
-        return error
 
     def close(self) -> None:
         """Remove the workspace and let go of the device, as far as it answers."""

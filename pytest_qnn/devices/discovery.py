@@ -135,10 +135,16 @@ def _find(serial: str, server: AdbServer, listed: list[Listed] | DeviceError, ti
 
 def _connect(serial: str, server: AdbServer, timeout: float) -> list[Listed]:
     """Connect to a device on the network and wait until it isn't offline any more, for a moment."""
-    server.connect(serial, timeout)
+    failed: DeviceLostError | None = None
+    try:
+        server.connect(serial, timeout)
+    except DeviceLostError as error:
+        failed = error  # the state of one that refuses this host says more than that
     end = time.monotonic() + SETTLE_SECONDS
     while True:
         found = [entry for entry in server.devices(timeout) if entry.serial == serial]
+        if failed and not found:
+            raise failed
         if (found and found[0].state not in ("offline", "connecting", "authorizing")) or time.monotonic() > end:
             return found
         time.sleep(0.1)

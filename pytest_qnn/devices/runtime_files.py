@@ -4,9 +4,11 @@ or on the device itself. All come from one place, for stub, skeleton and librari
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +20,7 @@ from pytest_qnn.sdk.installation import ANDROID, NET_RUN, read_version
 LINUX = ("aarch64-oe-linux-gcc", "aarch64-ubuntu-gcc")  # followed by a version, e.g. 11.2
 AARCH64, HEXAGON = 183, 164  # e_machine in the ELF specification's registry
 _HEAD = 256
+_ABOUT = "runtime.json"
 _STAND_IN = b"qnn sdk stand-in"  # in the first bytes of a stand-in's files, in any case
 _MIXED = re.compile(VERSION.pattern.encode())
 
@@ -39,6 +42,30 @@ class RuntimeFiles:
     origin: str
     version: str
     stand_in: bool = False
+
+    def to_folder(self, folder: Path) -> None:
+        """Copy it into a new folder, for a recording.
+
+        Raises:
+            OSError: a file can't be read or written.
+        """
+        folder.mkdir()
+        for name, path in self.local.items():
+            shutil.copy(path, folder / name)  # with its mode
+        about = {"on_device": dict(self.on_device), "version": self.version, "stand_in": self.stand_in}
+        (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> RuntimeFiles:
+        """Read it from such a folder.
+
+        Raises:
+            OSError, ValueError: the folder isn't one.
+        """
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        local = {path.name: path for path in sorted(folder.iterdir()) if path.name != _ABOUT}
+        on_device = {str(name): str(path) for name, path in dict(about["on_device"]).items()}
+        return cls(local, on_device, "the recording", str(about["version"]), bool(about["stand_in"]))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pytest_qnn.devices.facts import clean, plain_path, split_sections
 from pytest_qnn.devices.lease import process_start, same_process
-from pytest_qnn.devices.transport import Completed, Transport
+from pytest_qnn.devices.transport import Completed, OfThisHost, Transport, decided
 from pytest_qnn.errors import DeviceError, DeviceFileError, DeviceSpaceError
 
 CLOSE_SECONDS = 10.0
@@ -100,7 +100,9 @@ class Workspace:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a workspace")
         work = f"{usable_folder(transport, folder)}/work"
-        done = transport.shell(["sh", "-c", _MAKE, "make", work, name], stdin=json.dumps(_owner(what)).encode())
+        done = transport.shell(
+            ["sh", "-c", _MAKE, "make", work, name], stdin=OfThisHost(json.dumps(_owner(what)).encode())
+        )
         if done.code != 0:
             raise refused(done, transport, f"the workspace {work}/{name} can't be made")
         return cls(transport, f"{work}/{name}")
@@ -177,16 +179,22 @@ def sweep(transport: Transport, folder: str, *, all_owners: bool = False) -> Swe
     told = split_sections(transport.shell(words, timeout=SWEEP_SECONDS).stdout, mark)
     drafts = len(told.get("drafts", "").split())
     now = told.get("clock", "").strip()
-    dead: list[str] = []
-    living: list[str] = []
+    notes: dict[str, tuple[str, float]] = {}
     for section, text in told.items():
         kind, _, rest = section.partition(" ")
         name, _, changed = rest.partition(" ")
         if kind != "work" or not _NAME.fullmatch(name):
             continue
         known = re.fullmatch(r"\d{1,12}", now) and re.fullmatch(r"\d{1,12}", changed)
-        age = float(now) - float(changed) if known else 0.0
-        (dead if all_owners or _is_dead(text, age) else living).append(name)
+        notes[name] = text, float(now) - float(changed) if known else 0.0
+    dead = list(notes)
+    if notes and not all_owners:
+        dead = decided(
+            transport,
+            "workspaces whose owners are dead",
+            lambda: [name for name, note in notes.items() if _is_dead(*note)],
+        )
+    living = [name for name in notes if name not in dead]
     removed: tuple[str, ...] = ()
     if dead:
         lines = "".join(f"{name}\n" for name in dead)

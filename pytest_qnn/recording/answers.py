@@ -24,7 +24,6 @@ repeated.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ from pytest_qnn import errors
 from pytest_qnn.devices.transport import Completed, FileStat
 from pytest_qnn.errors import TargetError
 from pytest_qnn.recording import content, questions
-from pytest_qnn.recording.log import DamagedRecordingError, count, member
+from pytest_qnn.recording.log import DamagedRecordingError, count, member, seconds
 from pytest_qnn.recording.questions import Question
 
 ERRORS: Mapping[str, type[Exception]] = {
@@ -154,8 +153,7 @@ def check(answer: Any, question: Question, where: str) -> Any:
         if not isinstance(answer, str) or not _NAME.fullmatch(answer):
             raise DamagedRecordingError(f"{where}: 'answer' is no fresh name")
     elif op == "clock":
-        if not math.isfinite(member({"answer": answer}, "answer", (int, float), where)):
-            raise DamagedRecordingError(f"{where}: 'answer' is no time")
+        seconds({"answer": answer}, "answer", where)
     elif op == "stream log":
         if not isinstance(answer, list) or not all(isinstance(line, str) for line in answer):
             raise DamagedRecordingError(f"{where}: 'answer' is no list of lines")

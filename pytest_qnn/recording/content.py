@@ -57,7 +57,7 @@ def digest_of(content: Content) -> str:
 
 def short(content: Content) -> bytes:
     """The bytes of a content that stands in its line."""
-    return content["text"].encode("utf-8") if "text" in content else base64.b64decode(content["base64"])
+    return content["text"].encode("utf-8") if "text" in content else base64.b64decode(content["base64"], validate=True)
 
 
 def size_of(content: Content) -> int:

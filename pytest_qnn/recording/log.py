@@ -22,7 +22,7 @@ test         ``part``, ``nodeid``: this part is a test
 outcome      ``part``, ``outcome``: how it ended
 asked        ``part``, ``thread`` (number within the part), ``device``, ``stream`` (number, or null), ``question``, and either
              ``answer`` or ``error``; ``began`` and ``took`` in seconds, the former from the start of the recording
-artifact     ``key``, ``files``: name -> content of a compiled model
+artifact     ``key``, ``files``: name -> content, of a compiled model or a runtime; ``executable``: names of files
 end          ``outcome``: the recording was closed
 ===========  ===========================================================================================================
 
@@ -103,6 +103,18 @@ def count(values: object, name: str, where: str) -> int:
     return value
 
 
+def seconds(values: object, name: str, where: str) -> float:
+    """``values[name]``, a time in seconds.
+
+    Raises:
+        DamagedRecordingError: it isn't.
+    """
+    value: float = member(values, name, (int, float), where)
+    if not abs(value) < 1e15:
+        raise DamagedRecordingError(f"{where}: {name!r} is no time")
+    return float(value)
+
+
 def encode(values: Mapping[str, Any], before: bytes) -> tuple[bytes, bytes]:
     """A line, and its sum; ``before``: sum of the line before."""
     body = json.dumps(values, separators=(",", ":"), allow_nan=False).encode("ascii")
@@ -162,11 +174,11 @@ def open_plain(path: Path) -> Any:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if path.is_symlink():
-            raise DamagedRecordingError(f"{path.name} is a link") from None
+            raise DamagedRecordingError(f"{path.parent.name}/{path.name} is a link") from None
         raise error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise DamagedRecordingError(f"{path.name} is no plain file")
+            raise DamagedRecordingError(f"{path.parent.name}/{path.name} is no plain file")
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)

@@ -105,9 +105,9 @@ def check(question: object, where: str) -> Question:
     Raises:
         DamagedRecordingError: it isn't.
     """
-    if not isinstance(question, Mapping) or question.get("op") not in OPERATIONS:
-        raise DamagedRecordingError(f"{where}: 'question' is none")
-    op = question["op"]
+    op = member(question, "op", str, where)
+    if not isinstance(question, Mapping) or op not in OPERATIONS:
+        raise DamagedRecordingError(f"{where}: unknown operation {op!r}")
     sent = [question.get("stdin")] if op == "shell" else [question.get("data")] if op == "stream write" else []
     if op == "push":
         sent = list(member(question, "files", dict, where).values())

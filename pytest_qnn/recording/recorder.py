@@ -103,7 +103,8 @@ class Recording:
                 raise self._fail(error) from error
             if self._artifacts.get(key) != files:
                 self._artifacts[key] = files
-                self._write({"kind": "artifact", "key": key, "files": files})
+                programs = [name for name in files if os.access(folder / name, os.X_OK)]
+                self._write({"kind": "artifact", "key": key, "files": files, "executable": programs})
 
     @property
     def operations(self) -> int:

@@ -79,9 +79,19 @@ class Replay:
     def begin_test(self, nodeid: str) -> None:
         """``nodeid`` is running from now on; empty: between tests."""
         with self._lock:
+            nodeid = self._known_as(nodeid)
             self._parts.begin_test(nodeid)
             if nodeid:
                 self._begun.append(nodeid)
+
+    def _known_as(self, nodeid: str) -> str:
+        """A test's id when it was recorded. pytest begins ids at its root folder, which moves with the arguments it gets: the
+        same test may be ``test_it.py::test`` once and ``project/test_it.py::test`` another time."""
+        recorded = {part.nodeid for part in self._session.tests}
+        if nodeid in recorded:
+            return nodeid
+        alike = [other for other in recorded if other.endswith(f"/{nodeid}") or nodeid.endswith(f"/{other}")]
+        return alike[0] if nodeid and len(alike) == 1 else nodeid
 
     def end_test(self, outcome: str) -> None:
         """How the running test ended: nobody asks here."""
@@ -115,6 +125,8 @@ class Replay:
                     content.save(self._session.files, described, folder / name)
                 except DamagedRecordingError as error:
                     raise self._damaged(error) from None
+                if name in self._session.executable[key]:
+                    (folder / name).chmod(0o755)
             os.replace(folder, into)
 
     def finish(self, unfinished: Collection[str] = ()) -> None:
@@ -129,7 +141,7 @@ class Replay:
         with self._lock:
             self.check()
             all_run = {part.nodeid for part in self._session.tests} <= set(self._begun)
-            excused = set(unfinished)
+            excused = {self._known_as(nodeid) for nodeid in unfinished}
             left: list[tuple[str, Asked]] = []
             entered = {(part.name, part.occurrence): part for part in self._tapes}
             for key, stored in self._stored.items():

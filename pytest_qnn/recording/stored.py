@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_qnn.errors import ReplayError
 from pytest_qnn.recording import answers, content, questions
-from pytest_qnn.recording.log import FILES, FORMAT, LOG, DamagedRecordingError, Line, read_lines
+from pytest_qnn.recording.log import FILES, FORMAT, LOG, DamagedRecordingError, Line, read_lines, seconds
 from pytest_qnn.recording.questions import Question
 
 _FILE_NAME = re.compile(r"[^/\0]{1,255}")
@@ -76,6 +76,7 @@ class StoredSession:
         version: of pytest-qnn that made it.
         began: when, ISO 8601.
         artifacts: key -> file name -> content, of the last time it was kept.
+        executable: key -> names of those that are.
         ended: whether it was closed; else ``cut``: whether half a line was left out at its end.
         outcome: how the session ended.
     """
@@ -86,6 +87,7 @@ class StoredSession:
     parts: list[StoredPart] = field(default_factory=list)
     devices: list[StoredDevice] = field(default_factory=list)
     artifacts: dict[str, Mapping[str, content.Content]] = field(default_factory=dict)
+    executable: dict[str, frozenset[str]] = field(default_factory=dict)
     ended: bool = False
     cut: bool = False
     outcome: str = ""
@@ -200,7 +202,7 @@ def _asked(session: StoredSession, line: Line) -> None:
         answer = answers.check(line.values["answer"], question, where)
     else:
         raise DamagedRecordingError(f"{where}: 'answer' is missing")
-    began, took = (float(line.get(name, (int, float))) for name in ("began", "took"))
+    began, took = (seconds(line.values, name, where) for name in ("began", "took"))
     part.asked.append(
         Asked(
             line.number, line.number_of("thread"), line.values["device"], stream, question, answer, error, began, took
@@ -214,7 +216,11 @@ def _artifact(session: StoredSession, line: Line) -> None:
         if not _FILE_NAME.fullmatch(name) or name in (".", ".."):
             raise DamagedRecordingError(f"line {line.number}: {name!r} is no file name")
         content.check(described, f"line {line.number}")
-    session.artifacts[line.get("key", str)] = files
+    key, executable = line.get("key", str), line.get("executable", list)
+    if not all(isinstance(name, str) for name in executable):
+        raise DamagedRecordingError(f"line {line.number}: 'executable' is no list of names")
+    session.artifacts[key] = files
+    session.executable[key] = frozenset(executable)
 
 
 def _end(session: StoredSession, line: Line) -> None:

@@ -88,6 +88,9 @@ def attach_records(item: pytest.Item, call: pytest.CallInfo[None], report: pytes
         report.qnn_retries = [  # type: ignore[attr-defined]
             {"test": item.nodeid, "worker": test.worker or None, "what": what} for what in test.retries
         ]
+    test.outcome = max(test.outcome, report.outcome, key=("passed", "skipped", "failed").index)
+    if call.when == "teardown":
+        bench.target.end_test(test.outcome)
     report.qnn_ran, test.ran = sorted(set(test.ran)), []  # type: ignore[attr-defined]
     report.qnn_artifacts = dict(bench.artifacts)  # type: ignore[attr-defined]
     bench.artifacts.clear()

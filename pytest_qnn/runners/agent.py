@@ -604,13 +604,15 @@ class Server:
                 reply, arrays = answer(lambda: _refuse("memory", refusal))  # noqa: B023
             else:
                 reply, arrays = answer(lambda: self.runtime.handle(message, feed))  # noqa: B023
-            reply.update(id=message.get("id"), log=read_log(self.log))
+            reply.update(op=message.get("op"), id=message.get("id"), log=read_log(self.log))
             LIMITS.pack_into(self.limits, 0, 0.0, 0.0)  # a slow line is the host's to judge
             del feed
             try:
                 self._send(reply, arrays)
             except FrameError as error:  # a graph of a million nodes, say
-                self._send({"ok": False, "kind": "internal", "message": str(error), "id": message.get("id")}, {})
+                self._send(
+                    {**reply, "ok": False, "kind": "internal", "message": str(error), "log": [], "placement": []}, {}
+                )
 
     def _read(self) -> None:
         """Read frames ahead, so that transfers and inferences overlap."""

@@ -6,10 +6,11 @@ follows the documentation of onnxruntime's QNN execution provider.
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import json
 import re
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from pytest_qnn.devices.attached import AttachedDevice
 from pytest_qnn.devices.facts import DeviceFacts, clean
+from pytest_qnn.devices.transport import part
 from pytest_qnn.errors import (
     BackendUnavailableError,
     DeviceError,
@@ -33,7 +35,7 @@ from pytest_qnn.errors import (
 )
 from pytest_qnn.model.onnx_file import Model, is_unchanged, read_model
 from pytest_qnn.runners import agent
-from pytest_qnn.runners.agent import FrameError, PayloadTooLarge, TensorPlace
+from pytest_qnn.runners.agent import Buffer, FrameError, PayloadTooLarge, TensorPlace
 from pytest_qnn.runners.loaded import Inference, Timing
 from pytest_qnn.runners.ort import LoadInfo, LoadRequest, check_ran, load_error
 from pytest_qnn.runners.process import MIB, Limits, how_it_ended, last_lines
@@ -49,6 +51,7 @@ START_SECONDS = 60.0  # for Python on a slow board
 SLACK_SECONDS = 15.0  # for a slow line, beyond what the device may take
 SLOWEST = 2 * MIB  # bytes per second that a line carries at the worst
 CLOSE_SECONDS = 10.0
+STRAY_BYTES = 65536
 IDLE_SECONDS = 1800.0  # then the program ends by itself; well before that it is started anew
 WINDOW_BYTES = 16 * MIB  # of inputs and outputs on their way
 WINDOW_COUNT = 16
@@ -57,7 +60,6 @@ ROUND_TRIPS = 10
 
 _TENSOR = re.compile(r"tensor\((\w+)\)")
 _DTYPES = {"float": "float32", "double": "float64"}
-_session_ids = itertools.count(1)
 
 
 # --- what a device must have ------------------------------------------------------------------------------------------
@@ -130,18 +132,15 @@ class DeviceAgent:
     Attributes:
         device: where it runs.
         folder: its working folder on the device.
-        used: whether a model was ever loaded into it.
 
     Raises:
         BackendUnavailableError: the device's Python can't run it.
         DeviceError: of the transport.
     """
 
-    def __init__(self, device: AttachedDevice, faults: list[TargetError]) -> None:
-        self.device, self._faults = device, faults
+    def __init__(self, device: AttachedDevice, key: str, faults: list[TargetError]) -> None:
+        self.device, self.key, self._faults = device, key, faults
         self.lock = threading.RLock()
-        self.used = False
-        self._ids = itertools.count(1)
         self._generation = device.generation
         self._last_use = device.transport.clock()
         workspace = device.workspace
@@ -156,7 +155,7 @@ class DeviceAgent:
         subject = f"the runtime process on device {device.transport.serial}"
         with self._watched("its start", subject):
             try:
-                hello, _ = agent.read_frame(lambda count: self._stream.read(count, timeout=START_SECONDS), 0)
+                hello = read_greeting(lambda count: self._stream.read(count, timeout=START_SECONDS))
             except DeviceLostError as error:
                 raise self._not_started(error) from error
             if hello.get("agent") != agent.FORMAT:
@@ -177,7 +176,8 @@ class DeviceAgent:
     @property
     def alive(self) -> bool:
         """Whether it can still take requests, as far as is known."""
-        with self.lock:  # a stream is one thread's at a time
+        # a stream is one thread's at a time
+        with self.lock, part(self.device.transport, f"whether the agent for {self.key} lives", shared=False):
             return (
                 not self._closed
                 and self._generation == self.device.generation
@@ -197,24 +197,32 @@ class DeviceAgent:
     ) -> tuple[dict[str, Any], dict[str, Array]]:
         """Send a request and wait for its answer: see :meth:`send` and :meth:`receive`."""
         with self.lock:
-            ident = self.send(op, subject, allowed, memory_mib, arrays or {}, **fields)
-            return self.receive(ident, op, subject, allowed, memory_mib, check)
+            self.send(op, subject, allowed, memory_mib, arrays or {}, **fields)
+            return self.receive(op, subject, allowed, memory_mib, check)
 
     def send(
-        self, op: str, subject: str, allowed: float, memory_mib: float, arrays: Mapping[str, Array], **fields: Any
-    ) -> int:
-        """Send a request; returns its number.
+        self,
+        op: str,
+        subject: str,
+        allowed: float,
+        memory_mib: float,
+        arrays: Mapping[str, Array],
+        ident: int = 0,
+        **fields: Any,
+    ) -> None:
+        """Send a request; answers come in the order of requests.
 
         Args:
             op: name of the request.
             subject: what it is about, for errors: model and backend.
             allowed: seconds that the device may take; the program is ended there then.
             memory_mib: resident memory that the runtime's process may have.
+            ident: a number that its answer has too. The same requests have the same ones in every run, or a recording of them
+                could not be replayed in part.
 
         Raises:
             TargetError: as for :meth:`receive`.
         """
-        ident = next(self._ids)
         with self._watched(op, subject):
             self._last_use = self.device.transport.clock()
             frame = agent.make_frame(
@@ -222,16 +230,15 @@ class DeviceAgent:
             )
             parts = [part if isinstance(part, memoryview) else bytes(part) for part in frame]
             self._stream.write(*parts, timeout=SLACK_SECONDS + sum(map(len, parts)) / SLOWEST)
-        return ident
 
     def receive(
         self,
-        ident: int,
         op: str,
         subject: str,
         allowed: float,
         memory_mib: float,
         check: Callable[[list[TensorPlace]], None] | None = None,
+        ident: int = 0,
     ) -> tuple[dict[str, Any], dict[str, Array]]:
         """The answer to a request, and the arrays that came with it (read-only).
 
@@ -260,7 +267,7 @@ class DeviceAgent:
             told = [
                 line for line in self._stream.log() if line.strip()
             ]  # nothing of ours: the agent's own log is in the answer
-            if answer.get("id") != ident or not isinstance(answer.get("ok"), bool):
+            if (answer.get("op"), answer.get("id")) != (op, ident) or not isinstance(answer.get("ok"), bool):
                 raise FrameError(f"it is no answer to the request: {clean(answer)}")
             if not answer["ok"] and not (
                 isinstance(answer.get("kind"), str) and isinstance(answer.get("message"), str)
@@ -336,6 +343,25 @@ class DeviceAgent:
             self._stream.close()
 
 
+def read_greeting(read: Callable[[int], Buffer]) -> dict[str, Any]:
+    """The first frame, behind whatever a login shell or a preloaded library printed before the program could prevent it.
+
+    Raises:
+        FrameError: there is none within 64 KiB.
+    """
+    seen = b""
+    while not seen.endswith(agent.MAGIC):
+        if len(seen) > STRAY_BYTES:
+            raise FrameError(f"it begins with {clean(seen[:200].decode('utf-8', 'replace'))}")
+        seen += bytes(read(1))
+    start = [agent.MAGIC]
+
+    def rest(count: int) -> Buffer:
+        return bytes(start.pop() + read(count - len(agent.MAGIC))) if start else read(count)
+
+    return agent.read_frame(rest, 0)[0]
+
+
 def _nothing(places: list[TensorPlace]) -> None:
     if places:
         raise FrameError(f"it has tensors where none are due: {clean([place.name for place in places])}")
@@ -360,6 +386,7 @@ class DeviceAgents:
         self._agents: dict[str, DeviceAgent] = {}
         self._spare: DeviceAgent | None = None  # started to be asked what is there; the first who needs one gets it
         self._lock = threading.Lock()
+        self._names: Counter[str] = Counter()
 
     def get(self, key: str) -> DeviceAgent:
         """The live program for ``key``.
@@ -375,9 +402,19 @@ class DeviceAgents:
                     found.kill()
                 found, self._spare = self._spare, None
                 if found is None or not found.alive:
-                    found = DeviceAgent(self.device, self.faults)
+                    found = self._start(key)
                 self._agents[key] = found
             return found
+
+    def _start(self, key: str) -> DeviceAgent:
+        with part(self.device.transport, f"start of the agent for {key}"):
+            return DeviceAgent(self.device, key, self.faults)
+
+    def name(self, content: str) -> str:
+        """A name for a model with this content (a digest), that no other has: the same in every run of the same tests."""
+        with self._lock:
+            self._names[content] += 1
+            return f"{content}-{self._names[content]}"
 
     def versions(self) -> dict[str, str]:
         """What runs there: versions of python, onnxruntime, onnxruntime_qnn, qnn (empty if it doesn't tell) and numpy, machine,
@@ -390,10 +427,11 @@ class DeviceAgents:
         with self._lock:
             living = [a for a in (self._spare, *self._agents.values()) if a is not None and a.alive]
             if not living:
-                self._spare = DeviceAgent(self.device, self.faults)
+                self._spare = self._start("any")
                 living = [self._spare]
         subject = f"the runtime on device {self.device.transport.serial}"
-        answer, _ = living[0].ask("versions", subject, START_SECONDS, 1e6, qnn=True)
+        with part(self.device.transport, "versions of the runtime"):
+            answer, _ = living[0].ask("versions", subject, START_SECONDS, 1e6, qnn=True)
         if not answer["ok"]:
             raise _refusal(f"device {self.device.transport.serial}", answer, "")
         names = (
@@ -459,7 +497,7 @@ class DeviceOrtModel:
     ) -> None:
         self.agents, self.request, self.subject, self.limits = agents, request, subject, limits
         self._prepare = prepare
-        self._session = next(_session_ids)
+        self._session = ""
         self._agent: DeviceAgent | None = None
         self._loading = threading.Lock()
         self._fields: dict[str, Any] = {}
@@ -473,6 +511,13 @@ class DeviceOrtModel:
         request = self._prepare() or self.request
         model = read_model(request.model)
         program = self.agents.get(request.process)
+        if not self._session:
+            what = [digest for _, digest in model.files], request.provider_options, request.config, request.run_options
+            self._session = self.agents.name(hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16])
+        with part(self.agents.device.transport, f"loading {self.subject}, {self._session}"):
+            return self._load_into(program, request, model)
+
+    def _load_into(self, program: DeviceAgent, request: LoadRequest, model: Model) -> LoadInfo:
         self._fields = {
             "folder": f"models/{self._session}",
             "files": self._provide(request, model),
@@ -485,7 +530,6 @@ class DeviceOrtModel:
             "log_severity": request.log_severity,
         }
         limits = self.limits
-        program.used = True
         answer, _ = program.ask(
             "load", self.subject, limits.load_seconds, limits.memory_mib, session=self._session, **self._fields
         )
@@ -568,7 +612,9 @@ class DeviceOrtModel:
                     done.append(self._receive(program, waiting.popleft()[0]))
                 if any(not answer["ok"] for answer, _ in done[-1:]):
                     break
-                waiting.append((self._send(program, sample), size))
+                ident = len(done) + len(waiting)
+                self._send(program, sample, ident)
+                waiting.append((ident, size))
             while waiting:  # also after a failure: the stream must be in step
                 done.append(self._receive(program, waiting.popleft()[0]))
             spent = (clock() - start) / max(len(done), 1)
@@ -576,14 +622,14 @@ class DeviceOrtModel:
             check_ran(self.subject, answer)
         return [Inference(outputs, self._number(answer.get("seconds")), spent) for answer, outputs in done]
 
-    def _send(self, program: DeviceAgent, sample: Mapping[str, Array]) -> int:
+    def _send(self, program: DeviceAgent, sample: Mapping[str, Array], ident: int = 0) -> None:
         limits = self.limits
-        return program.send("run", self.subject, limits.run_seconds, limits.memory_mib, sample, session=self._session)
+        program.send("run", self.subject, limits.run_seconds, limits.memory_mib, sample, ident, session=self._session)
 
-    def _receive(self, program: DeviceAgent, ident: int) -> tuple[dict[str, Any], dict[str, Array]]:
+    def _receive(self, program: DeviceAgent, ident: int = 0) -> tuple[dict[str, Any], dict[str, Array]]:
         limits = self.limits
         answer, arrays = program.receive(
-            ident, "run", self.subject, limits.run_seconds, limits.memory_mib, self._check_outputs
+            "run", self.subject, limits.run_seconds, limits.memory_mib, self._check_outputs, ident
         )
         if answer["ok"] and list(arrays) != [name for name, _, _ in self.info.outputs]:
             program.kill()
@@ -640,7 +686,8 @@ class DeviceOrtModel:
             end = clock() + seconds * ROUND_TRIP_SHARE
             while not trips or (len(trips) < min(count, ROUND_TRIPS) and clock() < end):
                 start = clock()
-                ran, _ = self._receive(program, self._send(program, inputs))
+                self._send(program, inputs)
+                ran, _ = self._receive(program)
                 trips.append(1e3 * (clock() - start))
                 check_ran(self.subject, ran)
         times = answer.get("times_ms")

@@ -37,7 +37,7 @@ class Timing:
         times_ms: of each, in the runtime.
         peak_memory_mib: of the process that hosts the runtime; 0 where that can't be read.
         cpu_share: processor time of that process over elapsed time, 1.0 for one core; None where that can't be read.
-        round_trip_ms: of each, from the host and back, where the runner measures it.
+        round_trip_ms: of further inferences, each from the host and back, where the runner measures that.
     """
 
     times_ms: list[float]

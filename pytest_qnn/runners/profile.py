@@ -48,8 +48,8 @@ class Profile:
         """Cycles per node of the compiled graph, the most expensive first."""
         found: dict[str, int] = {}
         for event in self.events:
-            of_node = event.message == "NODE" or (event.message, event.level) == ("EXECUTE", "SUB-EVENT")  # as qnn-net-run
-            if of_node and event.unit == "CYCLES":
+            of_node = (event.message, event.level) == ("EXECUTE", "SUB-EVENT")  # qnn-net-run's
+            if (event.message == "NODE" or of_node) and event.unit == "CYCLES":
                 name = event.identifier.removesuffix(" (cycles)")
                 found[name] = found.get(name, 0) + event.time
         return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -6,27 +6,35 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import partial
 
 from pytest_qnn.devices.attached import AttachedDevice
-from pytest_qnn.devices.discovery import DeviceEntry, discover
+from pytest_qnn.devices.discovery import discover
 from pytest_qnn.devices.facts import DeviceFacts, probe
 from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.devices.runtime_files import find_runtime
 from pytest_qnn.devices.soc import find_soc
-from pytest_qnn.devices.transport import Transport
-from pytest_qnn.errors import BackendUnavailableError, DeviceBusyError, DeviceError, OptionError
-from pytest_qnn.settings import Settings, unknown_name
+from pytest_qnn.devices.transport import Transport, part
+from pytest_qnn.errors import BackendUnavailableError, DeviceBusyError, DeviceError, TargetError
+from pytest_qnn.recording import Recording, Replay
+from pytest_qnn.recording.recorder import RecordingTransport
+from pytest_qnn.settings import Settings
 from pytest_qnn.targets.backend_config import backend_extensions, run_options
 from pytest_qnn.targets.options import check_options
 from pytest_qnn.targets.simulator import SimulatorTarget
 from pytest_qnn.targets.target import Plan
 
-if TYPE_CHECKING:
-    from pytest_qnn.recording import Recording
-
 POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A device that may be used, and how to open a line to it."""
+
+    serial: str
+    address: str
+    open: Callable[[], Transport]
 
 
 class AdbTarget:
@@ -42,8 +50,14 @@ class AdbTarget:
         self.host = SimulatorTarget(settings)  # it compiles for the devices
         self._may_retry = may_retry
         self._devices: dict[str, AttachedDevice] = {}
-        self._known: dict[str, tuple[DeviceEntry, Transport, DeviceFacts]] = {}
-        self._recording: Recording | None = None
+        self._known: dict[str, tuple[Transport, DeviceFacts]] = {}
+        self.tape: Recording | Replay | None = None
+        if settings.record is not None:
+            self.tape = Recording(settings.record)
+        elif settings.replay is not None:
+            self.tape = Replay(settings.replay)
+        self._unfinished: set[str] = set()
+        self._nodeid = ""
 
     # --- which device -------------------------------------------------------------------------------------------------
 
@@ -64,19 +78,19 @@ class AdbTarget:
         fitting: list[tuple[Transport, DeviceFacts, DeviceLease]] = []
         troubles: list[Exception] = []
         others: list[str] = []
-        for entry in self._entries():
-            if serial is not None and entry.serial != serial:
-                others.append(entry.serial)
+        for candidate in self._candidates():
+            if serial is not None and candidate.serial != serial:
+                others.append(candidate.serial)
                 continue
             try:
-                transport, facts = self._probe(entry)
+                transport, facts = self._probe(candidate)
             except DeviceError as error:
                 troubles.append(error)
                 continue
             if _fits(facts, soc, serial):
-                fitting.append((transport, facts, DeviceLease(entry.serial, entry.address)))
+                fitting.append((transport, facts, DeviceLease(facts.serial, candidate.address)))
             else:
-                others.append(f"{entry.serial} ({facts.soc.name if facts.soc else 'unknown SoC'})")
+                others.append(f"{candidate.serial} ({facts.soc.name if facts.soc else 'unknown SoC'})")
         if not fitting and troubles:
             raise troubles[0]
         if not fitting:
@@ -98,22 +112,34 @@ class AdbTarget:
         )
         return device
 
-    def _entries(self) -> list[DeviceEntry]:
-        """Attached devices; workers of xdist start at different ones."""
-        entries = discover(self.settings)
+    def _candidates(self) -> list[Candidate]:
+        """Attached devices, or those that were recorded; workers of xdist start at different ones."""
+        tape = self.tape
+        if isinstance(tape, Replay):
+            return [
+                Candidate(device.serial, f"{tape.about}, device {number}", partial(tape.transport, number))
+                for number, device in enumerate(tape.devices)
+            ]
+        found = [Candidate(entry.serial, entry.address, entry.open) for entry in discover(self.settings)]
         worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-        turn = int(worker) % len(entries) if worker.isdigit() and entries else 0
-        return [*entries[turn:], *entries[:turn]]
+        turn = int(worker) % len(found) if worker.isdigit() and found else 0
+        return [*found[turn:], *found[:turn]]
 
-    def _probe(self, entry: DeviceEntry) -> tuple[Transport, DeviceFacts]:
-        if entry.address not in self._known:
-            transport = entry.open()
+    def _probe(self, candidate: Candidate) -> tuple[Transport, DeviceFacts]:
+        if candidate.address not in self._known:
+            transport = candidate.open()
+            if isinstance(self.tape, Recording):
+                transport = self.tape.transport(transport)
             try:
-                self._known[entry.address] = (entry, transport, probe(transport, self.settings.device_folder))
+                with part(transport, f"probe of {candidate.serial}"):
+                    facts = probe(transport, self.settings.device_folder)
+                if isinstance(transport, RecordingTransport):
+                    transport.describe(facts.to_json(), facts.stand_in)
             except BaseException:
                 transport.close()
                 raise
-        return self._known[entry.address][1:]
+            self._known[candidate.address] = (transport, facts)
+        return self._known[candidate.address]
 
     def _first_free(
         self, fitting: list[tuple[Transport, DeviceFacts, DeviceLease]]
@@ -159,6 +185,8 @@ class AdbTarget:
             )
         runner = self._runner(facts)
         if runner == "net_run":
+            if isinstance(self.tape, Replay):
+                return runner, facts.stand_in
             runtime = find_runtime(facts, backend, self.settings.device_runtime, tool=True)
             return runner, facts.stand_in or (f"stand-in runtime from {runtime.origin}" if runtime.stand_in else "")
         from pytest_qnn.runners.device_ort import check_python
@@ -220,9 +248,13 @@ class AdbTarget:
     def _compiled_here(self, plan: Plan, options: Mapping[str, str]) -> Plan:
         """The plan with what the host needs to compile for the device, if it can."""
         assert plan.soc is not None
+        if isinstance(self.tape, Replay):
+            return replace(plan, has_contexts=True)  # what was compiled is recorded
         if self.host.missing("htp"):
             return plan
-        host = self.host.plan("htp", plan.soc.name, {**options, "device_id": "0"} if "device_id" in options else options)
+        host = self.host.plan(
+            "htp", plan.soc.name, {**options, "device_id": "0"} if "device_id" in options else options
+        )
         return replace(
             plan,
             process=host.process,
@@ -234,29 +266,53 @@ class AdbTarget:
     # --- its life -----------------------------------------------------------------------------------------------------
 
     def enter_test(self, nodeid: str) -> None:
-        """Between tests others may use the devices."""
+        """The test that uses devices from now on; between tests others may use them."""
+        self._nodeid = nodeid
+        if self.tape is not None:
+            self.tape.begin_test(nodeid)
         if not nodeid:
             for device in self._devices.values():
                 device.let_go()
+
+    def end_test(self, outcome: str) -> None:
+        """How the running test ended."""
+        if outcome != "passed":
+            self._unfinished.add(self._nodeid)
+        if self.tape is not None:
+            self.tape.end_test(outcome)
 
     def attached(self, serial: str) -> AttachedDevice:
         """The device of a plan."""
         return self._devices[serial]
 
     def close(self) -> None:
-        """Remove what this process left on the devices, as far as they answer, and let go of them."""
+        """Remove what this process left on the devices, as far as they answer, and let go of them.
+
+        Raises:
+            RecordingError: not everything could be recorded.
+            ReplayError: the tests asked less than was recorded, or something else.
+        """
+        if isinstance(self.tape, Recording) and self.tape.failure:
+            self.tape.let_through()
         for device in self._devices.values():
             device.close()
-        for _, transport, facts in self._known.values():
+        for transport, facts in self._known.values():
             if facts.serial not in self._devices:
-                with suppress(DeviceError):
+                with suppress(TargetError):
                     transport.close()
         self._devices.clear()
         self._known.clear()
+        tape, self.tape = self.tape, None
+        if isinstance(tape, Recording):
+            tape.close()
+        elif tape is not None:
+            tape.finish(self._unfinished)
 
 
 def _fits(facts: DeviceFacts, soc: str | None, serial: str | None) -> bool:
-    return (serial is None or facts.serial == serial) and (soc is None or (facts.soc is not None and facts.soc.name == soc))
+    return (serial is None or facts.serial == serial) and (
+        soc is None or (facts.soc is not None and facts.soc.name == soc)
+    )
 
 
 def _known_socs() -> str:

@@ -25,6 +25,7 @@ class SimulatorTarget:
     """Runs ``htp`` on Qualcomm's own simulator and ``cpu`` on the QNN CPU library of x86-64 Linux."""
 
     name = "simulator"
+    tape = None
 
     def __init__(self, settings: Settings, may_retry: Callable[[str], bool] | None = None) -> None:
         self.settings = settings
@@ -57,6 +58,9 @@ class SimulatorTarget:
 
     def enter_test(self, nodeid: str) -> None:
         """Nothing here is one test's alone."""
+
+    def end_test(self, outcome: str) -> None:
+        """Nobody asks here."""
 
     def close(self) -> None:
         """Nothing is held here."""

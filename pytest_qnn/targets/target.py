@@ -57,6 +57,7 @@ class Target(Protocol):
     """A place with a QNN runtime."""
 
     name: str
+    tape: object  # the recording that is made, or replayed; None for neither
 
     def missing(self, backend: str, soc: str | None = None, serial: str | None = None) -> str:
         """Why ``backend`` can't be used here and how to change that; empty if it can.
@@ -87,6 +88,14 @@ class Target(Protocol):
         """The test that uses it from now on; empty between tests: then others may have what only one can use at a time."""
         ...
 
+    def end_test(self, outcome: str) -> None:
+        """How the running test ended."""
+        ...
+
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything.
+
+        Raises:
+            TargetError: what was recorded, or replayed, isn't complete.
+        """
         ...

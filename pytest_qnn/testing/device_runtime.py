@@ -57,7 +57,9 @@ def make_device_runtime(folder: Path, soc: str = "SM8650", version: str = VERSIO
     skeletons.mkdir(parents=True, exist_ok=True)
     name = f"libQnnHtpV{chosen.htp_arch}Skel.so"
     (skeletons / name).write_bytes(_library(name, version))
-    (folder / "sdk.yaml").write_text(f"# {MARK}\nname: QNN SDK stand-in\nversion: {version}\n", encoding="utf-8")
+    if not (folder / "sdk.yaml").exists():  # the tools for this host may be there already
+        text = f"# {MARK}\nname: QNN SDK stand-in\nversion: {version}\n"
+        (folder / "sdk.yaml").write_text(text, encoding="utf-8")
     return folder
 
 

@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -127,11 +127,20 @@ def parser() -> argparse.ArgumentParser:
     for flag in ("model", "dlc_path", "retrieve_context", "backend", "input_list", "config_file", "op_packages"):
         p.add_argument(f"--{flag}")
     p.add_argument("--output_dir", default="./output")
-    for flag in ("debug", "use_native_input_files", "use_native_output_files", "shared_buffer", "synchronous", "version"):
+    for flag in (
+        "debug",
+        "use_native_input_files",
+        "use_native_output_files",
+        "shared_buffer",
+        "synchronous",
+        "version",
+    ):
         p.add_argument(f"--{flag}", action="store_true")
     p.add_argument("--native_input_tensor_names")
     p.add_argument("--input_data_type", choices=("float", "native"), default="float")
-    p.add_argument("--output_data_type", choices=("float_only", "native_only", "float_and_native"), default="float_only")
+    p.add_argument(
+        "--output_data_type", choices=("float_only", "native_only", "float_and_native"), default="float_only"
+    )
     p.add_argument("--num_inferences", type=int)
     p.add_argument("--duration", type=float)
     p.add_argument("--keep_num_outputs", type=int)
@@ -278,17 +287,36 @@ def load(chosen: argparse.Namespace, backend: str, here: Installed, soc: Soc, wo
         return load_context(Path(chosen.retrieve_context), soc, work, chosen.profiling_level)
     library = here.library(chosen.model)
     if library is None:
-        fail(f"Unable to load model. dlerror(): {chosen.model}: cannot open shared object file: No such file or directory")
+        fail(
+            f"Unable to load model. dlerror(): {chosen.model}: cannot open shared object file: No such file or directory"
+        )
     if chosen.dlc_path:
         stand_in_release(library)
     graph, content = open_model(library, chosen.dlc_path, [here.target])
     _, options = read_config(chosen.config_file, graph, here.libraries, schema_in)
     say("[ INFO ] Composing Graphs")
     if backend != "htp":
-        return load_onnx(content, graph)
+        return as_converted(load_onnx(content), graph)
     binary = compile_model(content, {"soc_model": soc.soc_id}, options, work)
     (work / "compiled.bin").write_bytes(binary)
-    return load_context(work / "compiled.bin", soc, work, chosen.profiling_level)
+    return as_converted(load_context(work / "compiled.bin", soc, work, chosen.profiling_level), graph)
+
+
+def as_converted(model: Model, graph: str) -> Model:
+    """The model with names as the SDK's converters write them into libraries: its own, and those of its tensors."""
+    from pytest_qnn.artifacts.matching import converted_name
+
+    inputs = {converted_name(tensor.name): tensor.name for tensor in model.inputs}
+    outputs = {tensor.name: converted_name(tensor.name) for tensor in model.outputs}
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        results = model.run({inputs[name]: array for name, array in feed.items()})
+        return {outputs[name]: array for name, array in results.items()}
+
+    def renamed(tensors: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:
+        return tuple(replace(tensor, name=converted_name(tensor.name)) for tensor in tensors)
+
+    return Model(graph, renamed(model.inputs), renamed(model.outputs), run, model.nodes)
 
 
 def load_context(binary: Path, soc: Soc, work: Path, profiling: str | None) -> Model:
@@ -305,7 +333,9 @@ def load_context(binary: Path, soc: Soc, work: Path, profiling: str | None) -> M
     except QnnError as error:
         fail(f"{MARK}: {error}\n{refused}")
     if info.soc_id not in (None, soc.soc_id) or info.htp_arch not in (None, soc.htp_arch):
-        fail(f"QnnDsp <E> Wrong binary: made for {info.made_for}, the device is {soc.name} (v{soc.htp_arch})\n{refused}")
+        fail(
+            f"QnnDsp <E> Wrong binary: made for {info.made_for}, the device is {soc.name} (v{soc.htp_arch})\n{refused}"
+        )
     if len(info.graphs) > 1:
         fail(f"{MARK}: binaries of several graphs are not modelled\n{refused}")
     try:
@@ -329,7 +359,7 @@ def load_context(binary: Path, soc: Soc, work: Path, profiling: str | None) -> M
     return Model(graph.name, graph.inputs, graph.outputs, running(session), nodes)
 
 
-def load_onnx(content: bytes, graph: str) -> Model:
+def load_onnx(content: bytes) -> Model:
     """An ONNX model on onnxruntime's CPU provider, whose tensors are those of the model itself."""
     import onnxruntime as ort
 
@@ -346,7 +376,7 @@ def load_onnx(content: bytes, graph: str) -> Model:
             found.append(TensorInfo(value.name, dtype.upper(), dtype, tuple(value.shape)))
         return tuple(found)
 
-    return Model(graph, tensors(session.get_inputs()), tensors(session.get_outputs()), running(session))
+    return Model("", tensors(session.get_inputs()), tensors(session.get_outputs()), running(session))
 
 
 def open_session(model: Path, provider_options: dict[str, str]) -> Any:

@@ -79,6 +79,27 @@ def linux(make_device: Callable[..., LoopbackDevice]) -> LoopbackDevice:
     return make_device("linux")
 
 
+@pytest.fixture(scope="session")
+def kept_device(
+    tmp_path_factory: pytest.TempPathFactory, adb_server: AdbServer
+) -> Iterator[Callable[[str], LoopbackDevice]]:
+    """``kept_device("linux")``: a connected device of a flavour, the same for all tests that leave it as it was
+    (:func:`tests.devices.as_before.as_before`)."""
+    devices: dict[str, LoopbackDevice] = {}
+
+    def get(flavor: str) -> LoopbackDevice:
+        if flavor not in devices:
+            devices[flavor] = device = LoopbackDevice(tmp_path_factory.mktemp(flavor), flavor=flavor)
+            device.start()
+            device.connect(adb_server)
+        return devices[flavor]
+
+    yield get
+    for device in devices.values():
+        device.disconnect(adb_server)
+        device.close()
+
+
 @pytest.fixture
 def open_transport(adb_server: AdbServer) -> Iterator[Callable[[LoopbackDevice], AdbTransport]]:
     """A line to a device, through the tests' server."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from pytest_qnn.runners import agent
 from pytest_qnn.runners.agent import make_frame, read_frame
+from pytest_qnn.runners.device_ort import read_greeting
 from tests import small_models
 from tests.conftest import needs_simulator
 
@@ -38,28 +40,26 @@ class Program:
             cwd=folder,
             env={**os.environ, **environment},
         )
-        self.hello, _ = self.receive()
+        self.hello = read_greeting(self.read)
 
     def send(
-        self, op: str, arrays: dict[str, Any] | None = None, seconds: float = 60, mib: float = 1e5, **fields: Any
+        self, op: str, arrays: dict[str, Any] | None = None, allowed: float = 60, mib: float = 1e5, **fields: Any
     ) -> None:
         assert self.process.stdin
-        header = {"op": op, "id": 1, "limit_seconds": seconds, "limit_mib": mib, **fields}
+        header = {"op": op, "id": 1, "limit_seconds": allowed, "limit_mib": mib, **fields}
         for part in make_frame(header, arrays or {}):
             self.process.stdin.write(part)
         self.process.stdin.flush()
 
     def receive(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return read_frame(self.read)
+
+    def read(self, count: int) -> bytes:
         assert self.process.stdout
-        stdout = self.process.stdout
-
-        def read(count: int) -> bytes:
-            data = stdout.read(count)
-            if len(data) < count:
-                raise EOFError
-            return data
-
-        return read_frame(read)
+        data = self.process.stdout.read(count)
+        if len(data) < count:
+            raise EOFError
+        return data
 
     def ask(
         self, op: str, arrays: dict[str, Any] | None = None, **fields: Any
@@ -95,8 +95,16 @@ class Program:
         """Exit code and standard error; both processes are gone."""
         runtime = self.hello["pid"]
         _, errors = self.process.communicate(timeout=20)
-        assert wait_for(lambda: not psutil.pid_exists(runtime))
+        assert wait_for(lambda: is_gone(runtime))
         return self.process.returncode, errors.decode()
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; an orphan may wait for init to notice."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
@@ -120,8 +128,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     yield start
     for program in programs:
         program.process.kill()
-        program.process.communicate()
-        assert wait_for(lambda program=program: not psutil.pid_exists(program.hello["pid"])), "kill -9 left the runtime"
+        program.process.wait()
+        for stream in (program.process.stdin, program.process.stdout, program.process.stderr):
+            assert stream
+            with suppress(OSError):
+                stream.close()
+        assert wait_for(lambda program=program: is_gone(program.hello["pid"])), "kill -9 left the runtime"
 
 
 @pytest.fixture
@@ -309,7 +321,7 @@ def test_the_end_of_the_requests_is_its_end_also_in_mid_compilation(busy: Progra
 
 def test_a_deadline_ends_it_in_mid_compilation(start: Callable[..., Program], tmp_path: Path) -> None:
     program = start()
-    program.send_load(small_models.compiles_for_long(tmp_path / "long.onnx"), seconds=1)
+    program.send_load(small_models.compiles_for_long(tmp_path / "long.onnx"), allowed=1)
     assert wait_for(lambda: program.process.poll() is not None)
     code, errors = program.end()
     assert (code, "it took too long" in errors) == (agent.END_DEADLINE, True)
@@ -355,7 +367,7 @@ def test_killing_the_program_ends_the_runtime_in_mid_compilation(busy: Program, 
     busy.process.send_signal(number)
     busy.process.wait(10)
     busy.process.communicate()
-    assert wait_for(lambda: not psutil.pid_exists(busy.hello["pid"]), 10)
+    assert wait_for(lambda: is_gone(busy.hello["pid"]), 10)
 
 
 @pytest.mark.parametrize("data", [b"x" * 64, b"QnA1" + b"\xff" * 64, b"\0" * 20])
@@ -380,4 +392,4 @@ def test_answers_that_nobody_reads_do_not_keep_it(start: Callable[..., Program],
     assert program.process.stdin
     program.process.stdin.close()
     program.process.wait(20)
-    assert wait_for(lambda: not psutil.pid_exists(program.hello["pid"]))
+    assert wait_for(lambda: is_gone(program.hello["pid"]))

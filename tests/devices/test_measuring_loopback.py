@@ -13,7 +13,7 @@ import pytest
 
 from pytest_qnn import assert_latency
 from pytest_qnn.adb.transport import AdbTransport
-from pytest_qnn.bench import Bench
+from pytest_qnn.bench import Bench, CurrentTest
 from pytest_qnn.devices import health as health_module
 from pytest_qnn.devices.health import Cooling, Health, HealthSampler
 from pytest_qnn.errors import DeviceUnstableError, LatencyError
@@ -133,24 +133,27 @@ class Watched:
         return self.session.bench.test.records
 
 
+@pytest.fixture(scope="module")
+def loaded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """A real model on the simulator, on a bench of its own."""
+    needs_simulator()
+    bench = Bench(Settings(cache_dir=tmp_path_factory.mktemp("cache")))
+    yield bench.backend(BackendRequest("htp")).load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
+    bench.close()
+
+
 @pytest.fixture
 def watched(
-    android: LoopbackDevice, open_transport: Open, models: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Watched]]:
-    needs_simulator()
-    benches: list[Bench] = []
-
+    android: LoopbackDevice, open_transport: Open, loaded: Session, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Watched]:
     def start(**settings: Any) -> Watched:
         values = {"simulated_latency": True, "cool_down": 0.3, **settings}
-        bench = Bench(Settings(cache_dir=tmp_path_factory.mktemp("cache"), no_cache=True, **values))
-        benches.append(bench)
-        session = bench.backend(BackendRequest("htp")).load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
-        session.sampler = HealthSampler(open_transport(android))
-        return Watched(session, android)
+        monkeypatch.setattr(loaded.bench, "settings", dataclasses.replace(loaded.bench.settings, **values))
+        monkeypatch.setattr(loaded.bench, "test", CurrentTest())
+        monkeypatch.setattr(loaded, "sampler", HealthSampler(open_transport(android)))
+        return Watched(loaded, android)
 
-    yield start
-    for bench in benches:
-        bench.close()
+    return start
 
 
 def check_records(watched: Watched) -> list[str]:

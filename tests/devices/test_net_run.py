@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -139,7 +139,8 @@ class Compiled:
 
     def simulated(self, model: Path, samples: list[dict[str, Array]]) -> list[Mapping[str, Array]]:
         """What the simulator computes on this host."""
-        return [run.outputs for run in self.htp.load(model).run_many(samples)]
+        session = self.htp.load(model)
+        return [session.run(sample).outputs for sample in samples]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,9 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     foreign_models.with_integer_edges(models / "conv.qdq.onnx", folder / "nhwc.onnx", names)
     foreign_models.with_integer_edges(folder / "conv16.onnx", folder / "nhwc16.onnx", names)
     foreign_models.two_inputs(folder / "two.onnx")
-    foreign_models.lookup(folder / "lookup.onnx")
+    lookup = onnx.load(str(foreign_models.lookup(folder / "lookup.onnx")))
+    lookup.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32  # as a converter leaves it
+    onnx.save(lookup, str(folder / "lookup32.onnx"))
     shutil.copy(models / "conv.onnx", folder / "float.onnx")
     half = [helper.make_node("Relu", ["x"], ["y"], name="relu")]
     types = {"x": TensorProto.FLOAT16, "y": TensorProto.FLOAT16}
@@ -201,13 +204,14 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     [
         ("conv16.onnx", "conv16.onnx", "native"),
         ("nhwc.onnx", "conv.qdq.onnx", "native"),  # channels last, other names, integers outside
-        ("nhwc16.onnx", "conv16.onnx", "native"),
+        pytest.param("nhwc16.onnx", "conv16.onnx", "native", marks=pytest.mark.slow),
         ("nhwc.onnx", "nhwc.onnx", "native"),  # uint8 in and out
         ("two.onnx", "two.onnx", "native"),
-        ("lookup.onnx", "lookup.onnx", "native"),  # int64 in the model, int32 in the binary
-        ("lookup.onnx", "lookup.onnx", "float"),
+        pytest.param("lookup.onnx", "lookup.onnx", "native", marks=pytest.mark.slow),  # int64
+        ("lookup32.onnx", "lookup.onnx", "native"),  # int64 in the model, int32 in the binary
+        ("lookup32.onnx", "lookup.onnx", "float"),
         ("half.onnx", "half.onnx", "native"),
-        ("half.onnx", "half.onnx", "float"),
+        pytest.param("half.onnx", "half.onnx", "float", marks=pytest.mark.slow),
         ("float.onnx", "float.onnx", "float"),
     ],
 )
@@ -238,13 +242,13 @@ def test_float_files_differ_from_native_ones_by_a_step_at_most(phone: Phone, com
 def test_a_model_library_and_a_dlc_are_prepared_on_the_device(
     phone: Phone, compiled: Compiled, conv: Path, tmp_path: Path
 ) -> None:
-    own = read_context_binary(compiled.binary(conv))
-    match = compiled.matched(compiled.binary(conv), conv)
+    bound = compiled.matched(compiled.binary(conv), conv)
+    match = replace(bound, graph=replace(bound.graph, name="conv"))
     samples = seeded_inputs(conv, 1)
     wanted = compiled.simulated(conv, samples)
     library, container = tmp_path / "libconv.so", tmp_path / "conv.dlc"
-    library.write_bytes(model_library(conv.read_bytes(), own.graphs[0].name, "aarch64-android", "test"))
-    container.write_bytes(dlc(conv.read_bytes(), own.graphs[0].name))
+    library.write_bytes(model_library(conv.read_bytes(), "conv", "aarch64-android", "test"))
+    container.write_bytes(dlc(conv.read_bytes(), "conv"))
     for file in (library, container):
         loaded = phone.load(file, match, vtcm_mb="4")
         assert same(loaded.run_many(samples)[0].outputs, wanted[0])
@@ -307,11 +311,35 @@ def test_after_a_recovery_everything_is_provided_again(phone: Phone, compiled: C
     assert phone.device.workspace.path != old
 
 
+def test_a_board_with_another_system_and_chip(
+    make_device: Callable[..., LoopbackDevice],
+    open_transport: Callable[[LoopbackDevice], AdbTransport],
+    compiled: Compiled,
+    conv: Path,
+    tmp_path: Path,
+) -> None:
+    runtime = make_device_runtime(tmp_path / "runtime", soc="QCS6490")
+    board = make_device("linux", soc="QCS6490")
+    transport = open_transport(board)
+    facts = probe(transport)
+    device = AttachedDevice(
+        transport, facts, DeviceLease(facts.serial, facts.address), limit_mib=64, wait_seconds=5, recover_seconds=5
+    )
+    wrapper = compiled.htp.compile(conv, tmp_path / "out", soc="QCS6490")
+    binary = next(Path(wrapper).parent.glob("*.bin"))
+    model = Phone(board, device, runtime).load(binary, compiled.matched(binary, conv), htp_performance_mode="burst")
+    samples = seeded_inputs(conv, 1)
+    wanted = compiled.htp.load(conv, artifact=wrapper, soc="QCS6490").run(samples[0]).outputs
+    assert same(model.run_many(samples)[0].outputs, wanted)
+    assert any("as a QCS6490 (v68)" in note for note in model.notes)
+    device.close()
+
+
 # --- names --------------------------------------------------------------------------------------------------------------
 
-HOSTILE = st.text(
-    st.sampled_from(list("aZ0_.-'\"`$();&|<>*?[]{}!#%\\~=:,é☃ \t\n/")), min_size=1, max_size=24
-).filter(lambda text: text not in (".", ".."))
+HOSTILE = st.text(st.sampled_from(list("aZ0_.-'\"`$();&|<>*?[]{}!#%\\~=:,é☃ \t\n/")), min_size=1, max_size=24).filter(
+    lambda text: text not in (".", "..")
+)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +370,7 @@ def test_hostile_names_of_tensors_neither_execute_nor_escape(
     assert not list(phone.loopback.root.rglob("pwned"))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(HOSTILE.filter(lambda n: "/" not in n), min_size=1, max_size=4, unique=True), word=HOSTILE)
 def test_whatever_a_run_writes_is_listed_fetched_and_kept_apart_by_its_own_name(
     phone: Phone, tmp_path: Path, names: list[str], word: str
@@ -400,9 +428,11 @@ def test_nothing_but_a_whole_and_exact_result_passes(
 
 def test_a_run_that_hangs_is_killed_with_its_log_kept(phone: Phone, compiled: Compiled, conv: Path) -> None:
     binary = compiled.binary(conv)
-    model = phone.load(binary, compiled.matched(binary, conv), limits=replace(LIMITS, load_seconds=2.5, run_seconds=0.1))
+    model = phone.load(
+        binary, compiled.matched(binary, conv), limits=replace(LIMITS, load_seconds=1.5, run_seconds=0.1)
+    )
     set_net_run_fault(phone.loopback.root, "hang")
-    with pytest.raises(TargetTimeoutError, match=r"did not end within 2.6 s(?s:.*)Executing Graphs"):
+    with pytest.raises(TargetTimeoutError, match=r"did not end within 1.6 s(?s:.*)Executing Graphs"):
         model.run_many(seeded_inputs(conv, 1))
     done = phone.device.transport.shell(["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\000' ' '"])
     assert "net_run_stand_in" not in done.text
@@ -414,18 +444,9 @@ def test_a_run_that_hangs_is_killed_with_its_log_kept(phone: Phone, compiled: Co
         (
             ("QnnDsp <E> DspTransport.openSession qnn_open failed, 0x80000406, prio 100", "Device Creation failure"),
             BackendUnavailableError,
-            r"did not find or load its skeleton.*libQnnHtpV75Skel.so along ADSP_LIBRARY_PATH=/data/local/tmp/.*;/vendor/dsp/cdsp",
+            r"find or load its skeleton.*libQnnHtpV75Skel.so along ADSP_LIBRARY_PATH=/data/local/tmp/.*;/vendor/dsp/cdsp",
         ),
-        (("QnnDsp <E> qnn_open failed, 0x80000600",), BackendUnavailableError, "refused its skeleton.*same release"),
-        (("QnnDsp <E> Failed to load skel, error: 4000",), BackendUnavailableError, "libQnnHtpV75Stub.so along LD_LIBRARY"),
-        (("QnnDsp <E> Transport layer setup failed: 14001",), BackendUnavailableError, "HTP could not be opened"),
-        (("Unable to load backend. dlerror(): no such luck",), BackendUnavailableError, "linker.*no such luck"),
-        (('dlopen failed: library "libc++_shared.so" not found',), BackendUnavailableError, r"libc\+\+_shared.so is missing"),
-        (("Could not create context from binary.",), ArtifactError, "made for another SoC, by a newer release, or is damaged"),
-        (("Could not create context from binary : err 5000",), ArtifactError, "by a newer release"),
-        (("Could not create context from binary : err 1002",), ExecutionError, "no memory left"),
         (("Error in composing graphs",), CompileError, "could not prepare"),
-        (("Graph Execution failure",), ExecutionError, "failed while it executed"),
         (("write: No space left on device",), DeviceSpaceError, "no space left on the device"),
         (("something new",), ExecutionError, r"failed with code 9 on .*bin(?s:.*)something new"),
     ],
@@ -484,13 +505,15 @@ def test_what_cant_be_asked_of_it_is_refused_before_anything_runs(
         phone.load(conv, match)
     with pytest.raises(ArtifactError, match="missing.bin: can't be read"):
         phone.load(tmp_path / "missing.bin", match)
-    lookup = compiled.binary(kinds / "lookup.onnx")
+    lookup = compiled.binary(kinds / "lookup32.onnx")
     model = phone.load(lookup, compiled.matched(lookup, kinds / "lookup.onnx"))
     with pytest.raises(InputError, match=r"input 'ids' has 4294967296, which INT_32 of the binary can't hold"):
         model.run_many([{"ids": np.array([[0, 1, 1 << 32, 2]])}])
 
 
-def test_a_file_that_changed_since_it_was_read_is_refused(phone: Phone, compiled: Compiled, conv: Path, tmp_path: Path) -> None:
+def test_a_file_that_changed_since_it_was_read_is_refused(
+    phone: Phone, compiled: Compiled, conv: Path, tmp_path: Path
+) -> None:
     file = Path(shutil.copy(compiled.binary(conv), tmp_path / "a.bin"))
     match = compiled.matched(file, conv)
     facts = phone.device.facts
@@ -525,7 +548,7 @@ def test_the_profile_has_the_cycles_of_each_node(
 ) -> None:
     monkeypatch.setenv("QNN_SDK_ROOT", str(sdk))
     profile = small.profile(seeded_inputs(conv, 1)[0])
-    assert [e.identifier for e in profile.events if e.level == "ROOT"][0].startswith("Graph 0: ")
+    assert next(e.identifier for e in profile.events if e.level == "ROOT").startswith("Graph 0: ")
     assert any("conv" in node for node in profile.nodes)
     set_net_run_fault(phone.loopback.root, "no-profile")
     with pytest.raises(ExecutionError, match="no profiling log"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pytest_qnn.devices.soc import SOCS
 from pytest_qnn.devices.transport import Transport
 from pytest_qnn.errors import DeviceFileError, DeviceTimeoutError
 from pytest_qnn.testing import LoopbackDevice
+from tests.devices.as_before import as_before
 
 Open = Callable[[LoopbackDevice], Transport]
 PROPERTIES = "/system/build.prop"
@@ -34,6 +35,20 @@ HOSTILE = (
     "\u202eDerdro\u200b",
     "x" * 5000,
 )
+
+
+@pytest.fixture
+def android(kept_device: Callable[[str], LoopbackDevice]) -> Iterator[LoopbackDevice]:
+    """A phone, the same for all tests here."""
+    with as_before(kept_device("android")) as device:
+        yield device
+
+
+@pytest.fixture
+def linux(kept_device: Callable[[str], LoopbackDevice]) -> Iterator[LoopbackDevice]:
+    """A board, the same for all tests here."""
+    with as_before(kept_device("linux")) as device:
+        yield device
 
 
 def set_property(device: LoopbackDevice, name: str, value: str | None) -> None:
@@ -73,6 +88,17 @@ def test_a_linux_board(linux: LoopbackDevice, open_transport: Open) -> None:
     assert facts.abi == "aarch64"
     assert facts.folder.endswith("/var/tmp/pytest-qnn")
     assert facts.stand_in
+    assert facts.python
+    assert facts.python.path.startswith("/")
+    assert facts.python.packages.keys() == {"onnxruntime", "onnxruntime-qnn", "numpy"}
+
+
+def test_a_board_whose_python_lacks_something(make_device: Callable[..., LoopbackDevice], open_transport: Open) -> None:
+    facts = probe(open_transport(make_device("linux", without=["onnxruntime-qnn"])))
+    assert facts.python
+    assert "onnxruntime-qnn" not in facts.python.packages
+    assert "onnxruntime" in facts.python.packages
+    assert probe(open_transport(make_device("linux", python=False))).python is None
 
 
 def test_it_costs_one_command_and_leaves_nothing(android: LoopbackDevice, open_transport: Open) -> None:
@@ -172,12 +198,13 @@ def test_a_configured_folder_is_made(android: LoopbackDevice, open_transport: Op
     assert android.path("/data/local/tmp/a b/c'd").is_dir()
 
 
-@pytest.mark.parametrize("folder", ["/proc/nothing", "/nowhere/$(id)"])
+@pytest.mark.parametrize("folder", ["/proc/nothing", "/data/nowhere/$(id)"])
 def test_no_other_folder_is_taken_than_the_configured_one(
     android: LoopbackDevice, open_transport: Open, folder: str
 ) -> None:
-    android.path("/nowhere").write_text("a file\n")
+    android.path("/data/nowhere").write_text("a file\n")
     facts = probe(open_transport(android), folder)
+    android.path("/data/nowhere").unlink()
     assert facts.folder == ""
     assert folder.rpartition("/")[2] in facts.folder_text
     assert facts.free_bytes is None
@@ -216,7 +243,9 @@ def test_a_shell_that_is_none_is_an_error(android: LoopbackDevice, open_transpor
     transport.shell(["true"])
     shell = android.path("/system/bin/sh")
     shell.unlink()
-    shell.write_text('#!/usr/bin/dash\ncase $2 in *thermal*) echo "can not do this" >&2; exit 3;; esac\nexec dash "$@"\n')
+    shell.write_text(
+        '#!/usr/bin/dash\ncase $2 in *thermal*) echo "can not do this" >&2; exit 3;; esac\nexec dash "$@"\n'
+    )
     shell.chmod(0o755)
     with pytest.raises(DeviceFileError, match=r"exit code 3: can not do this"):
         probe(transport)

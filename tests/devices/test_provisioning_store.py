@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,16 @@ from pytest_qnn.devices.transport import Transport
 from pytest_qnn.devices.workspace import Workspace, sweep
 from pytest_qnn.errors import DeviceError, DeviceFileError, DeviceLostError, DeviceSpaceError
 from pytest_qnn.testing import LoopbackDevice
+from tests.devices.as_before import as_before, on_host
 
 Open = Callable[[LoopbackDevice], Transport]
 
 
 @pytest.fixture(params=["android", "linux"])
-def device(request: pytest.FixtureRequest) -> LoopbackDevice:
-    """A device of each flavour."""
-    found: LoopbackDevice = request.getfixturevalue(request.param)
-    return found
+def device(request: pytest.FixtureRequest, kept_device: Callable[[str], LoopbackDevice]) -> Iterator[LoopbackDevice]:
+    """A device of each flavour, the same for all tests here."""
+    with as_before(kept_device(request.param)) as device:
+        yield device
 
 
 @pytest.fixture
@@ -37,11 +38,6 @@ def transport(device: LoopbackDevice, open_transport: Open) -> Transport:
 @pytest.fixture
 def folder(transport: Transport) -> str:
     return probe(transport).folder
-
-
-def on_host(device: LoopbackDevice, path: str) -> Path:
-    """Where a path that the device told is on this host."""
-    return Path(path) if path.startswith(f"{device.root}/") else device.path(path)
 
 
 def write(path: Path, size: int, seed: int = 0, mode: int = 0o644) -> Path:
@@ -227,13 +223,17 @@ for round in range(3):
 def test_two_processes_fill_the_store_at_once(
     device: LoopbackDevice, transport: Transport, folder: str, tmp_path: Path
 ) -> None:
-    files = [write(tmp_path / str(n), 200_000, n) for n in range(6)]
-    words = [sys.executable, "-c", FILLER, transport.address, folder, str(tmp_path)]
+    (tmp_path / "files").mkdir()
+    files = [write(tmp_path / "files" / str(n), 200_000, n) for n in range(6)]
+    words = [sys.executable, "-c", FILLER, transport.address, folder, str(tmp_path / "files")]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=60)[0].splitlines() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert len({line for lines in answers for line in lines}) == 1
-    contents = {on_host(device, f"{folder}/store/{file.name}").read_bytes() for file in DeviceStore(transport, folder, 9).files()}
+    contents = {
+        on_host(device, f"{folder}/store/{file.name}").read_bytes()
+        for file in DeviceStore(transport, folder, 9).files()
+    }
     assert contents == {file.read_bytes() for file in files}
 
 

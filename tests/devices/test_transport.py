@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 from pytest_qnn.adb.transport import AdbTransport
 from pytest_qnn.errors import DeviceFileError, DeviceLostError, DeviceTimeoutError
 from pytest_qnn.testing import LoopbackDevice
+from tests.devices.as_before import as_before
 from tests.devices.traces import gone, marked_sleep, tree
 
 HOSTILE = [
@@ -48,6 +49,12 @@ HOSTILE = [
     "\u202egnp.exe",
 ]
 TMP = "/data/local/tmp"
+
+
+@pytest.fixture
+def android(kept_device: Callable[[str], LoopbackDevice]) -> Iterator[LoopbackDevice]:
+    with as_before(kept_device("android")) as device:
+        yield device
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from pytest_qnn.errors import (
     DeviceTimeoutError,
 )
 from pytest_qnn.testing import LoopbackDevice
+from tests.devices.as_before import as_before
 from tests.devices.test_transport_server import pid_of
 from tests.devices.traces import gone, marked_sleep, tree
 
@@ -37,6 +38,12 @@ def ends_soon() -> Iterator[None]:
     start = time.monotonic()
     yield
     assert time.monotonic() - start < FAR_LESS
+
+
+@pytest.fixture
+def android(kept_device: Callable[[str], LoopbackDevice]) -> Iterator[LoopbackDevice]:
+    with as_before(kept_device("android")) as device:
+        yield device
 
 
 @pytest.fixture
@@ -342,9 +349,7 @@ def test_device_that_lets_nobody_in(
 
 
 def test_unknown_device_is_lost(adb_server: AdbServer) -> None:
-    with pytest.raises(
-        DeviceLostError, match="device .NOSUCH. not found .*asked for device NOSUCH"
-    ):
+    with pytest.raises(DeviceLostError, match="device .NOSUCH. not found .*asked for device NOSUCH"):
         AdbTransport(adb_server, "NOSUCH").shell(["true"])
 
 

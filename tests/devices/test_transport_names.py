@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from pytest_qnn.adb.digests import LONGEST_SCRIPT, compute, parse, publish
 from pytest_qnn.adb.transport import AdbTransport
 from pytest_qnn.errors import DeviceFileError
 from pytest_qnn.testing import LoopbackDevice
+from tests.devices.as_before import as_before
 from tests.devices.traces import tree
 
 TMP = "/data/local/tmp"
@@ -34,6 +35,12 @@ NAMES = st.one_of(
 )
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 _numbers = itertools.count()
+
+
+@pytest.fixture
+def android(kept_device: Callable[[str], LoopbackDevice]) -> Iterator[LoopbackDevice]:
+    with as_before(kept_device("android")) as device:
+        yield device
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def lines_of(log: bytes) -> list[str]:
 
 def succeeded(lines: list[str]) -> bool:
     """Whether the program says that it executed everything."""
-    return any(SUCCESS in line for line in lines)
+    return any(line.rstrip(" .").endswith(SUCCESS) for line in lines)
 
 
 def stand_in_notes(lines: list[str]) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ def _wrong_machine(found: Found, near: Surroundings) -> Answer:
 
 def _missing_library(found: Found, near: Surroundings) -> Answer:
     return BackendUnavailableError, (
-        f"{found['name']} is missing on the device or can't be loaded (LD_LIBRARY_PATH={near.library_path}): take the whole "
+        f"{found['name'].rpartition('/')[2]} is missing on the device or can't be loaded (LD_LIBRARY_PATH={near.library_path}): take the whole "
         "runtime of one release, see QNN_SDK_ROOT and --qnn-device-runtime"
     )
 
@@ -233,8 +233,8 @@ def _inputs(found: Found, near: Surroundings) -> Answer:
 _KNOWN: tuple[tuple[re.Pattern[str], Callable[[Found, Surroundings], Answer]], ...] = (
     (re.compile(r"No space left on device"), _space),
     (re.compile(r"wrong ELF class|bad ELF magic|Exec format error|has unexpected e_machine", re.I), _wrong_machine),
-    (re.compile(r"CANNOT LINK EXECUTABLE.*library \"(?P<name>[^\"]{1,80})\""), _missing_library),
-    (re.compile(r"dlopen failed: library \"(?P<name>[^\"]{1,80})\""), _missing_library),
+    (re.compile(r"CANNOT LINK EXECUTABLE.*library \"(?P<name>[^\"]{1,400})\""), _missing_library),
+    (re.compile(r"dlopen failed: library \"(?P<name>[^\"]{1,400})\""), _missing_library),
     (re.compile(r"(?P<name>[\w.+-]{1,60}\.so[\w.]{0,10}): cannot open shared object file"), _missing_library),
     (re.compile(r"Unable to load backend\.?(.*)"), _backend),
     (re.compile(r"(qnn_open failed, |Unable to load lib )0x80000406"), _skeleton_missing),
@@ -244,8 +244,16 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[Found, Surroundings], Answer]], .
     (re.compile(r"err(or)?:? 5000\b"), _other_release),
     (re.compile(r"Could not create context from binary.*err(or)?:? 1002\b"), _dsp_memory),
     (re.compile(r"Could not create context from binary|Create From Binary failure", re.I), _context),
-    (re.compile(r"backend config file schema.*|config file .* can't be parsed.*|[Bb]ackend [Ee]xtensions?.*fail.*"), _options),
-    (re.compile(r"(Graph (Prepare|Finalize) failure|compos(e|ing) (the )?[Gg]raphs?|composeGraphs|not a DLC).*", re.I), _compile),
+    (
+        re.compile(r"backend config file schema.*|config file .* can't be parsed.*|[Bb]ackend [Ee]xtensions?.*fail.*"),
+        _options,
+    ),
+    (
+        re.compile(
+            r"(Graph (Prepare|Finalize) failure|compos(e|ing) (the )?[Gg]raphs?|composeGraphs|not a DLC).*", re.I
+        ),
+        _compile,
+    ),
     (re.compile(r"Graph Execution failure|Failed to execute|execute.*failed", re.I), _execution),
     (re.compile(r"((input (list|file)|Input list|Invalid input|input tensor).*|Could not open file.*)", re.I), _inputs),
     (re.compile(r"Permission denied|can't execute", re.I), _denied),

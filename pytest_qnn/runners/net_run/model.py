@@ -304,7 +304,9 @@ class NetRunModel:
         known = self._inference_seconds
         wanted = min(count, MOST_TIMED, max(1, int(seconds / known)) if known else PILOT)
         total = wanted + WARM_UP
-        events, usage = self._profiled(inputs, "basic", total, ["--num_inferences", str(total), "--keep_num_outputs", "1"])
+        events, usage = self._profiled(
+            inputs, "basic", total, ["--num_inferences", str(total), "--keep_num_outputs", "1"]
+        )
         times = times_ms(events)
         if not WARM_UP < len(times) <= total:
             raise ExecutionError(

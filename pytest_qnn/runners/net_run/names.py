@@ -39,7 +39,9 @@ def check_names(inputs: Sequence[str], outputs: Sequence[str], path: object) -> 
     if len(inputs) > 1:
         for name in inputs:
             if reason := _unlistable(name):
-                raise ArtifactError(f"{path}: input {name!r} can't be named in qnn-net-run's input list: {reason}. {again}")
+                raise ArtifactError(
+                    f"{path}: input {name!r} can't be named in qnn-net-run's input list: {reason}. {again}"
+                )
         _refuse_twins(inputs, f"{path}: inputs", again)
     for name in outputs:
         if reason := _unwritable(name):

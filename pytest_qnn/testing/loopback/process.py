@@ -30,8 +30,9 @@ NOT_ALLOWED = 77  # exit code: the host allows no namespaces
 def main() -> None:
     """Serve until the owner is gone."""
     settings, control = json.loads(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # a terminal's Ctrl-C is the owner's; it will close CONTROL
-        signal.signal(number, signal.SIG_IGN)
+    # A terminal's Ctrl-C is the owner's, who will close CONTROL. Not SIG_IGN, which programs on the device would inherit.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     try:
         if settings["isolate"]:
             namespace.unshare()

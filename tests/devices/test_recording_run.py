@@ -1,0 +1,171 @@
+"""``--qnn-record`` and ``--qnn-replay``: whole test runs on the loopback device, and again without device, adb and simulator."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pytest_qnn.adb.server import AdbServer
+from pytest_qnn.recording.stored import problems, read_session
+from pytest_qnn.testing import LoopbackDevice
+from pytest_qnn.testing.device_runtime import make_device_runtime
+from tests.conftest import needs_simulator
+
+TESTS = """
+import os
+import pytest
+from pytest_qnn import *
+
+@pytest.fixture(scope="module")
+def conv(qnn_backend):
+    return qnn_backend.load("conv.qdq.onnx", float_model="conv.onnx")
+
+def test_accuracy(conv, qnn_inputs):
+    assert_matches_reference(conv.run(qnn_inputs(conv, 3)))
+
+def test_other(conv, qnn_inputs):
+    run = conv.run(qnn_inputs(conv, 1, seed=int(os.environ.get("SEED", "7"))))
+    print("first", float(run.outputs[0]["y"].ravel()[0]))
+    assert_matches_reference(run)
+
+def test_float(qnn_backend, qnn_inputs):
+    session = qnn_backend.load("conv.onnx")
+    assert_matches_reference(session.run(qnn_inputs(session, 1)))
+"""
+NO_SIMULATOR = """
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("onnxruntime_qnn", "adbutils"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A project with a recording of its tests, whose device is gone."""
+
+    project: Path
+    folder: Path
+    output: str
+
+    def again(self, *arguments: str, **environment: str) -> tuple[int, str]:
+        """Replay: exit code and output."""
+        given = (f"--qnn-replay={self.folder}", "-rA", "-s", "-p", "no_simulator", *arguments)
+        return run(self.project, *given, PATH="/nowhere", ANDROID_ADB_SERVER_PORT="9", **environment)
+
+
+def run(project: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """pytest in ``project``, with a cache of its own that is new each time; exit code and output."""
+    cache = project.parent / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--qnn-cache-dir={cache}", "--qnn-target=adb"]
+    done = subprocess.run(
+        [*words, *arguments],
+        cwd=project,
+        env={**os.environ, "COLUMNS": "200", "PYTHONPATH": str(project), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", params=["linux", "android"])
+def recorded(
+    request: pytest.FixtureRequest, adb_server: AdbServer, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
+    needs_simulator()
+    folder = tmp_path_factory.mktemp(f"recorded-{request.param}")
+    project = folder / "project"
+    project.mkdir()
+    for model in models.glob("conv*.onnx"):
+        shutil.copy(model, project)
+    (project / "test_it.py").write_text(TESTS)
+    (project / "no_simulator.py").write_text(NO_SIMULATOR)
+    with LoopbackDevice(folder / "device", flavor=request.param) as device:
+        device.connect(adb_server)
+        where = [f"--qnn-adb-server={adb_server.address}", f"--qnn-device={device.address}"]
+        if request.param == "android":
+            where.append(f"--qnn-device-runtime={make_device_runtime(folder / 'sdk')}")
+        code, output = run(project, f"--qnn-record={folder / 'rec'}", "-s", *where)
+        device.disconnect(adb_server)
+    shutil.rmtree(folder / "sdk", ignore_errors=True)
+    assert code == 0, output
+    return Recorded(project, folder / "rec", output)
+
+
+def test_the_same_tests_pass_with_the_same_numbers_without_device_adb_and_simulator(recorded: Recorded) -> None:
+    code, output = recorded.again()
+    assert code == 0, output
+    assert "3 passed" in output
+    numbers = re.findall(r"first (\S+)", recorded.output)
+    assert len(numbers) == 1
+    assert re.findall(r"first (\S+)", output) == numbers
+    assert "stand-in" in output
+
+
+@pytest.mark.parametrize("name", ["test_other", "test_float", "test_accuracy"])
+def test_a_test_is_replayed_alone(recorded: Recorded, name: str) -> None:
+    code, output = recorded.again("-k", name)
+    assert code == 0, output
+    assert "1 passed" in output
+
+
+def test_other_inputs_are_an_infrastructure_error(recorded: Recorded) -> None:
+    code, output = recorded.again("-k", "test_other or test_float", SEED="8")
+    assert code == 1
+    assert "something else was asked than was recorded" in output
+    assert "passed" not in output.splitlines()[-1]
+
+
+def test_another_model_is_an_infrastructure_error(recorded: Recorded, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(recorded.project, project)
+    model = (project / "conv.onnx").read_bytes()
+    (project / "conv.onnx").write_bytes(model + b"\x72\x00")  # the same with an empty doc string
+    code, output = Recorded(project, recorded.folder, "").again("-k", "test_float")
+    assert code == 1
+    assert "ReplayError" in output
+    assert "passed" not in output.splitlines()[-1]
+
+
+def test_the_recording_is_whole_and_says_what_it_is(recorded: Recorded) -> None:
+    session = read_session(recorded.folder)
+    assert problems(session) == []
+    assert [part.nodeid for part in session.tests] == [
+        f"test_it.py::test_{name}[htp]" for name in ("accuracy", "other", "float")
+    ]
+    assert {part.outcome for part in session.tests} == {"passed"}
+    assert session.devices[0].stand_in
+    text = (recorded.folder / "recording.jsonl").read_text()
+    for name in (str(recorded.project.parent), os.uname().nodename):
+        assert name not in text
+
+
+def test_two_processes_are_refused(recorded: Recorded) -> None:
+    code, output = recorded.again("-n2")
+    assert code == 4
+    assert "--qnn-replay and -n (xdist) were both given" in output
+
+
+def test_show(recorded: Recorded) -> None:
+    words = [sys.executable, "-m", "pytest_qnn.cli", "record", "show", str(recorded.folder)]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert "stand-in: loopback device" in shown
+    assert "test_it.py::test_other[htp]" in shown
+    summary = json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert summary["complete"]
+    assert [test["outcome"] for test in summary["tests"]] == ["passed"] * 3
