@@ -21,6 +21,11 @@ cpu-backend: $(STAMP)
 example: $(STAMP) cpu-backend
 	cd example_project && ../$(BIN)/python -m pytest
 
+# The same tests on a device: a stand-in for a Linux board, behind a real ADB server; its HTP is the simulator.
+.PHONY: example-adb
+example-adb: $(STAMP)
+	cd example_project && ../$(BIN)/python -m pytest_qnn.testing.loopback --flavor linux -- ../$(BIN)/python -m pytest
+
 test: lint docs unit
 
 lint: $(STAMP)

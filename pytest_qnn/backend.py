@@ -124,6 +124,7 @@ class Backend:
             artifact=provided.artifact,
             allow_cpu=_allowed(allow_cpu, provided.placement, executed),
             notes=(*notes, *provided.notes),
+            sampler=self.bench.target.sampler(plan.serial) if plan.serial else None,
         )
 
     def compile(

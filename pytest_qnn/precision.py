@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_qnn.devices.transport import part
 from pytest_qnn.errors import CompileError, PlacementError
 from pytest_qnn.model.onnx_file import read_model
 from pytest_qnn.model.probe import PROBE_INPUT, one_node_model
@@ -29,12 +30,21 @@ def probe_precision(bench: Bench, plan: Plan) -> str:
     """
     with one_node_model("Neg") as file:
         order = Order(bench, plan, read_model(file), f"{PROBE} on {plan.backend}", bench.limits)
-        try:
-            loaded = provide(order).loaded
-        except (PlacementError, CompileError):
-            return "refused"
-        try:
-            outputs = loaded.run_many([{"x": np.full(PROBE_INPUT.shape, VALUE, np.float32)}])[0].outputs
-        finally:
-            loaded.close()
+        if not plan.serial:
+            return _probe(order)
+        from pytest_qnn.device_provisioning import attached
+
+        with part(attached(order).transport, f"what {plan.backend} on {plan.serial} computes float models in"):
+            return _probe(order)
+
+
+def _probe(order: Order) -> str:
+    try:
+        loaded = provide(order).loaded
+    except (PlacementError, CompileError):
+        return "refused"
+    try:
+        outputs = loaded.run_many([{"x": np.full(PROBE_INPUT.shape, VALUE, np.float32)}])[0].outputs
+    finally:
+        loaded.close()
     return "float32" if np.all(-outputs["y"] == VALUE) else "float16"

@@ -233,7 +233,7 @@ class Session:
                 "fell_back_to_cpu": [str(m) for m in self.placement.misplaced],
             },
             "loads": self.loads,
-            "notes": list(self.notes),
+            "notes": list(dict.fromkeys([*self.notes, *self._loaded.notes])),
         }
 
     # --- running ------------------------------------------------------------------------------------------------------

@@ -68,10 +68,13 @@ class Connection(AdbConnection):  # type: ignore[misc]  # adbutils has no types
         return self.socket.fileno() < 0
 
     def close(self) -> None:
-        # shutdown wakes a thread that waits on this connection; close alone doesn't
+        self.shut()
+        self.socket.close()
+
+    def shut(self) -> None:
+        """End it, without freeing it: wakes a thread that waits on it, which closing doesn't."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
-        self.socket.close()
 
     def send(self, data: bytes) -> int:
         self._arm()

@@ -25,16 +25,23 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def command_line(
-    words: Sequence[str], *, prefix: str = "", cwd: str | None = None, env: Mapping[str, str] | None = None
+    words: Sequence[str],
+    *,
+    prefix: str = "",
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    drain: bool = False,
 ) -> str:
-    """A line for the device's shell that becomes the program ``words``, each quoted.
+    """A line for the device's shell that runs the program ``words``, each quoted.
 
     Args:
-        prefix: what runs the program, ``timeout -s KILL 9`` for one; it sees neither ``cwd`` nor ``env``. The program then
-            ignores the hang-up that the device sends when the connection ends, lest the prefix dies of it before it has
-            ended the program.
+        prefix: what runs the program, ``timeout -s KILL 9`` for one; it sees neither ``cwd`` nor ``env``. Both then ignore the
+            hang-up that the device sends when the connection ends, lest the prefix dies of it before it has ended the
+            program.
         cwd: an absolute path; if it isn't there the exit code is 126.
         env: variables that are added.
+        drain: read what the program leaves of its standard input. Else adbd, when it can't hand over all of it, drops what
+            the program wrote last.
 
     Raises:
         ValueError: something of it can't be passed on: NUL, lone surrogates, no words, a program like ``-x``, a name that
@@ -42,7 +49,7 @@ def command_line(
     """
     if not words or not words[0] or words[0].startswith("-"):
         raise ValueError(f"no program to run on the device: {list(words)!r}")
-    line = "exec " + " ".join(map(quote, words))
+    program = " ".join(map(quote, words))
     setup = ""
     for name, value in (env or {}).items():
         if not _VARIABLE.fullmatch(name):
@@ -52,11 +59,12 @@ def command_line(
         setup += f"cd {quote(check_path(cwd))} || exit 126; "
     if prefix and setup:
         # the prefix runs without the variables: LD_LIBRARY_PATH is for the program and not for `timeout`
-        line = f"trap '' HUP; exec {prefix} sh -c {quote(setup + line)}"
+        program = f"{prefix} sh -c {quote(f'{setup}exec {program}')}"
     elif prefix:
-        line = f"trap '' HUP; exec {prefix} {line.removeprefix('exec ')}"
-    else:
-        line = setup + line
+        program = f"{prefix} {program}"
+    line = f"trap '' HUP; exec {program}" if prefix else f"{setup}exec {program}"
+    if drain:
+        line = f"({line}); code=$?; cat >/dev/null; exit $code"
     if len(line.encode()) > LONGEST_COMMAND:
         raise ValueError(f"a command of {len(line.encode())} bytes: {LONGEST_COMMAND} are possible. Use standard input")
     return line

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import threading
 from collections import deque
+from collections.abc import Callable
 
 from pytest_qnn.adb.deadline import Deadline
 from pytest_qnn.adb.shell import ShellSession
@@ -16,13 +17,20 @@ UNREAD_BYTES = 1 << 30
 
 
 class AdbStream:
-    """Answers for :class:`pytest_qnn.devices.transport.Stream`. One thread at a time may use it; any may close it."""
+    """Answers for :class:`pytest_qnn.devices.transport.Stream`. One thread at a time may use it; any may close it.
 
-    def __init__(self, session: ShellSession, program: str) -> None:
-        self._session, self._program = session, program
+    Args:
+        kill: ends the program where the end of the connection may not do that: adbd doesn't notice it while the program leaves
+            it with input that it can't hand over.
+    """
+
+    def __init__(self, session: ShellSession, program: str, kill: Callable[[], None]) -> None:
+        self._session, self._program, self._kill = session, program, kill
+        self._stuck = False
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._closed = False
+        self._using = threading.Lock()
 
     def write(self, *parts: bytes | memoryview, timeout: float) -> None:
         self._exchange(timeout, "took its input", parts)
@@ -40,9 +48,7 @@ class AdbStream:
         return data
 
     def log(self) -> list[str]:
-        if not self._closed:
-            with contextlib.suppress(DeviceLostError):  # what it said before counts; the next use tells
-                self._session.poll()
+        self._poll()
         self._note()
         lines = list(self._lines)
         self._lines.clear()
@@ -50,16 +56,19 @@ class AdbStream:
 
     @property
     def exit_code(self) -> int | None:
-        if self._session.code is None and not self._closed and not self._session.ended:
-            try:
-                self._session.poll()
-            except DeviceLostError:
-                return None
+        self._poll()
         return self._session.code
 
     def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
-        self._session.connection.close()
+        self._session.connection.shut()  # who waits for it is woken, and frees it: its number may be another's in no time
+        if self._using.acquire(blocking=False):
+            self._session.connection.close()
+            self._using.release()
+        if self._stuck:
+            self._kill()
 
     def _exchange(self, timeout: float, doing: str, parts: tuple[bytes | memoryview, ...], count: int = 0) -> None:
         if self._closed:
@@ -74,10 +83,26 @@ class AdbStream:
             self._note()
             return len(session.stdout) >= count
 
-        try:
-            session.exchange(parts, enough=enough)
-        finally:
-            self._note()
+        with self._using:
+            self._stuck = True
+            try:
+                session.exchange(parts, enough=enough)
+                self._stuck = False
+            finally:
+                self._note()
+                if self._closed:
+                    session.connection.close()
+
+    def _poll(self) -> None:
+        """Receive what is there already. That the connection was lost is for the next use to tell."""
+        if self._using.acquire(blocking=False):
+            try:
+                if not self._closed:
+                    self._session.poll()
+            except DeviceLostError:
+                pass
+            finally:
+                self._using.release()
 
     def _note(self) -> None:
         """Move whole lines from standard error to the log."""

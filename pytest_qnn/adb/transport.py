@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import posixpath
@@ -34,6 +35,9 @@ from pytest_qnn.errors import (
 
 CLEANING_SECONDS = 1.0  # beyond a deadline, to remove what a failed push left
 PROBE_SECONDS = 2.0
+MARK = "PYTEST_QNN_PROGRAM"  # variable by whose value a program on the device, and what it started, is found again
+
+_KILL = "for f in $(grep -lE '{}' /proc/[0-9]*/environ 2>/dev/null); do p=${{f#/proc/}}; kill -9 ${{p%/environ}} 2>/dev/null; done; :"
 
 
 class AdbTransport:
@@ -45,7 +49,8 @@ class AdbTransport:
         self._killer: str | None = None
         self._has_stat: bool | None = None
         self._has_fast: bool | None = None
-        self._leftovers: list[str] = []
+        self._leftovers: list[str] = []  # folders
+        self._orphans: list[str] = []  # marks of programs
         self._cleaning = threading.Lock()
         self._streams: weakref.WeakSet[AdbStream] = weakref.WeakSet()
 
@@ -73,15 +78,20 @@ class AdbTransport:
         stdin: bytes = b"",
         limit: int = OUTPUT_BYTES,
     ) -> Completed:
-        shells.command_line(words, cwd=cwd, env=env)  # refuses what can't be, before the device is asked
+        shells.command_line(
+            words, cwd=cwd, env=env, drain=bool(stdin)
+        )  # refuses what can't be, before the device is asked
         prefix = self._prefix(deadline)
-        line = shells.command_line(words, prefix=prefix, cwd=cwd, env=env)
+        mark = secrets.token_hex(8)
+        if not prefix:
+            env = {**(env or {}), MARK: mark}
+        line = shells.command_line(words, prefix=prefix, cwd=cwd, env=env, drain=bool(stdin))
         try:
             return self._run(line, deadline, f"ran {_short(words)}", stdin, limit)
-        except DeviceTimeoutError as error:
-            if prefix:
-                raise
-            raise DeviceTimeoutError(f"{error} It may go on there: this device has no program `timeout`") from error
+        except DeviceTimeoutError:
+            if not prefix:
+                self._kill(mark)
+            raise
 
     def _run(
         self, line: str, deadline: Deadline, doing: str, stdin: bytes = b"", limit: int = OUTPUT_BYTES
@@ -102,14 +112,18 @@ class AdbTransport:
     def start(
         self, words: Sequence[str], *, timeout: float, cwd: str | None = None, env: Mapping[str, str] | None = None
     ) -> AdbStream:
-        line = shells.command_line(words, cwd=cwd, env=env)
+        mark = secrets.token_hex(8)
+        line = shells.command_line(words, cwd=cwd, env={**(env or {}), MARK: mark})
         connection = self._connect(shells.SERVICE + line, Deadline(timeout), f"started {_short(words)}")
-        stream = AdbStream(shells.ShellSession(connection), posixpath.basename(words[0]))
+        stream = AdbStream(
+            shells.ShellSession(connection), posixpath.basename(words[0]), functools.partial(self._kill, mark)
+        )
         self._streams.add(stream)
         return stream
 
     def kills(self, timeout: float = COMMAND_SECONDS) -> bool:
-        """Whether a command is killed on the device when its time is over: False if the device has no ``timeout``."""
+        """Whether the device itself kills a command when its time is over; without a program ``timeout`` we have to, which works as
+        long as it can be reached."""
         return bool(self._prefix(Deadline(timeout)))
 
     def _prefix(self, deadline: Deadline) -> str:
@@ -145,7 +159,8 @@ class AdbTransport:
             self._publish(folders, uploads, digests, deadline)
         except BaseException as error:
             with self._cleaning:
-                self._leftovers += folders.values()
+                for hidden in folders.values():  # where "..", in its path, leads after a folder that isn't there differs
+                    self._leftovers += dict.fromkeys((hidden, posixpath.normpath(hidden)))
             if not isinstance(error, DeviceLostError):
                 self._clean(Deadline(CLEANING_SECONDS))
             raise
@@ -272,17 +287,27 @@ class AdbTransport:
                 f"device {self.serial} refused {path!r}: a path has at most {sync.LONGEST_PATH} bytes"
             )
 
+    def _kill(self, mark: str) -> None:
+        with self._cleaning:
+            self._orphans.append(mark)
+        self._clean(Deadline(CLEANING_SECONDS))
+
     def _clean(self, deadline: Deadline) -> None:
-        """Remove what failed pushes left; what can't be removed now is for the next time."""
+        """Remove what failed pushes left, and end programs that may still run; what can't be done now is for the next time."""
         with self._cleaning:
             folders, self._leftovers = self._leftovers, []
-        if not folders:
-            return
+            orphans, self._orphans = self._orphans, []
         try:
-            self._shell(["rm", "-rf", *folders], deadline)
+            if folders:
+                self._run(shells.command_line(["rm", "-rf", *folders]), deadline, "removed what a failed push left")
+                folders = []
+            if orphans:
+                self._run(_KILL.format("|".join(orphans)), deadline, "ended programs that nobody waits for")
+                orphans = []
         except (DeviceError, ValueError):
             with self._cleaning:
                 self._leftovers += folders
+                self._orphans += orphans
 
     # --- the line itself ----------------------------------------------------------------------------------------------
 

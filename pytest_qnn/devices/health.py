@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_qnn.devices.transport import Transport
-from pytest_qnn.errors import DeviceFileError, DeviceLostError, DeviceTimeoutError
+from pytest_qnn.errors import DeviceError, DeviceTimeoutError
 
 HEALTH_SECONDS = 6.0
 OUTPUT_BYTES = 1 << 20
@@ -397,7 +397,7 @@ class HealthSampler:
         except DeviceTimeoutError as error:
             self._missed += 1
             return Health(notes=(f"the device's health is unknown: {error}",))
-        except (DeviceLostError, DeviceFileError) as error:
+        except DeviceError as error:
             return Health(notes=(f"the device's health is unknown: {error}",))
         self._missed = 0
         health = parse_health(answer.stdout.decode("utf-8", "replace"))

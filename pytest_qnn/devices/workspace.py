@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pytest_qnn.devices.facts import clean, plain_path, split_sections
 from pytest_qnn.devices.lease import process_start, same_process
-from pytest_qnn.devices.transport import Completed, OfThisHost, Transport, decided
+from pytest_qnn.devices.transport import Completed, OfThisHost, Transport, decided, part
 from pytest_qnn.errors import DeviceError, DeviceFileError, DeviceSpaceError
 
 CLOSE_SECONDS = 10.0
@@ -144,9 +144,10 @@ class Workspace:
 
     def beat(self) -> None:
         """Say that the owner lives; does something only once in ten minutes. To be called when the device is used."""
-        if self.transport.clock() - self._beat >= BEAT_SECONDS:
-            self.transport.shell(["touch", "-c", f"{self.path}/{_OWNER}"])
-            self._beat = self.transport.clock()
+        with part(self.transport, "heartbeat", shared=False):
+            if self.transport.clock() - self._beat >= BEAT_SECONDS:
+                self.transport.shell(["touch", "-c", f"{self.path}/{_OWNER}"])
+                self._beat = self.transport.clock()
 
     def close(self) -> None:
         """Remove it. A device that is gone by now, or doesn't answer, is no error: it is swept later."""

@@ -54,7 +54,8 @@ class Parts:
 
     def begin_test(self, nodeid: str) -> Part:
         """``nodeid`` is running from now on; empty: no test is."""
-        self.test = self._next(test_part(nodeid), nodeid) if nodeid else self.session
+        if nodeid != self.test.test:  # it may be said twice, by whoever opens the device within a test
+            self.test = self._next(test_part(nodeid), nodeid) if nodeid else self.session
         return self.test
 
     @contextmanager

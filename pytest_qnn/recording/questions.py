@@ -37,7 +37,7 @@ OPERATIONS = frozenset(
     )
 )
 NOT_RECORDED = {"host": "not recorded"}  # in place of content that only says something about this host
-_SHOWN = 160
+_SHOWN, _WORD = 160, 60
 _FOLDER_NAMES = ("PATH", "DIR", "HOME", "ROOT", "FOLDER")
 
 
@@ -123,7 +123,7 @@ def show(question: Question) -> str:
     rest = {name: value for name, value in question.items() if name != "op"}
     words = rest.get("words")
     if isinstance(words, list) and all(isinstance(word, str) for word in words):
-        text = shlex.join(words)
+        text = " ".join(_shorten(shlex.quote(word), _WORD) for word in words)
     elif op in ("push", "pull") and isinstance(rest.get("files"), (list, Mapping)):
         text = ", ".join(map(str, rest["files"]))
     else:
@@ -167,7 +167,16 @@ def _differences(name: str, asked: object, recorded: object) -> list[str]:
             else:
                 found += _differences(here, asked[key], recorded[key])
         return found
+    now, then = _lines(asked), _lines(recorded)
+    if now is not None and then is not None:
+        return _differences(f"{name} line", now, then) or [f"{name}: ends of lines"]
     return [f"{name}: {_value(asked)} instead of {_value(recorded)}"]
+
+
+def _lines(value: object) -> list[str] | None:
+    """The lines of a content that is a text of several."""
+    text = value.get("text") if isinstance(value, Mapping) else None
+    return text.splitlines() if isinstance(text, str) and "\n" in text else None
 
 
 def _is_content(value: Mapping[str, Any]) -> bool:
@@ -186,6 +195,6 @@ def _value(value: object) -> str:
     return _shorten(repr(value))
 
 
-def _shorten(text: str) -> str:
+def _shorten(text: str, limit: int = _SHOWN) -> str:
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -73,8 +73,8 @@ class Recording:
     def begin_test(self, nodeid: str) -> None:
         """``nodeid`` is running from now on; empty: between tests. Doesn't fail: what is asked next does."""
         with self._lock, suppress(RecordingError):
-            part = self._parts.begin_test(nodeid)
-            if nodeid:
+            before, part = self._parts.test, self._parts.begin_test(nodeid)
+            if nodeid and part != before:
                 self._write({"kind": "test", "part": self._number(part), "nodeid": nodeid})
 
     def end_test(self, outcome: str) -> None:

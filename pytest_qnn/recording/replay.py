@@ -80,8 +80,8 @@ class Replay:
         """``nodeid`` is running from now on; empty: between tests."""
         with self._lock:
             nodeid = self._known_as(nodeid)
-            self._parts.begin_test(nodeid)
-            if nodeid:
+            before, part = self._parts.test, self._parts.begin_test(nodeid)
+            if nodeid and part != before:
                 self._begun.append(nodeid)
 
     def _known_as(self, nodeid: str) -> str:

@@ -43,8 +43,8 @@ FORMAT = 1
 QNN = "QNNExecutionProvider"
 MIB = 1 << 20
 
-# how the program ends, beside 0 and 128 + the number of a signal
-END_DEADLINE, END_MEMORY, END_IDLE, END_FRAME = 90, 91, 92, 93
+# how the program ends, beside 0 and 128 + the number of a signal; END_BETWEEN: a signal, but while nothing was asked
+END_DEADLINE, END_MEMORY, END_IDLE, END_FRAME, END_BETWEEN = 90, 91, 92, 93, 94
 
 SIZES = {
     "bool": 1,
@@ -598,13 +598,13 @@ class Server:
             LIMITS.pack_into(
                 self.limits, 0, float(message["limit_mib"]), time.monotonic() + float(message["limit_seconds"])
             )
-            os.ftruncate(self.log, 0)
             if isinstance(feed, PayloadTooLarge):
                 refusal = f"{feed.size / MIB:.0f} MiB of inputs are more than the device has room for"
                 reply, arrays = answer(lambda: _refuse("memory", refusal))  # noqa: B023
             else:
                 reply, arrays = answer(lambda: self.runtime.handle(message, feed))  # noqa: B023
             reply.update(op=message.get("op"), id=message.get("id"), log=read_log(self.log))
+            os.ftruncate(self.log, 0)
             LIMITS.pack_into(self.limits, 0, 0.0, 0.0)  # a slow line is the host's to judge
             del feed
             try:
@@ -714,7 +714,13 @@ def watch(child: int, alive: int, log: int, errors: int, limits: mmap.mmap, idle
             os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if not said:
-        end = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        _, asked = LIMITS.unpack_from(limits, 0)
+        if not os.WIFSIGNALED(status):
+            end = os.WEXITSTATUS(status)
+        elif asked:
+            end = 128 + os.WTERMSIG(status)
+        else:
+            end, said = END_BETWEEN, f"it was killed by signal {os.WTERMSIG(status)} between requests"
     if end not in (0, END_IDLE):
         with suppress(OSError):
             size = os.fstat(log).st_size

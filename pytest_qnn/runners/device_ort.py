@@ -14,11 +14,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_qnn.devices.attached import AttachedDevice
 from pytest_qnn.devices.facts import DeviceFacts, clean
-from pytest_qnn.devices.transport import part
+from pytest_qnn.devices.transport import Transport, part
 from pytest_qnn.errors import (
     BackendUnavailableError,
     DeviceError,
@@ -42,6 +42,8 @@ from pytest_qnn.runners.process import MIB, Limits, how_it_ended, last_lines
 from pytest_qnn.runners.profile import Profile, parse_events
 from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.targets.backend_config import provider_options
+
+T = TypeVar("T")
 
 OLDEST_ONNXRUNTIME = (1, 24)  # the first that tells where a model's nodes ran
 INSTALL = "python3 -m pip install 'onnxruntime>=1.24' onnxruntime-qnn"
@@ -91,6 +93,33 @@ def check_python(facts: DeviceFacts) -> None:
         )
 
 
+_HAS_LIBRARY = """
+import importlib.util, os, sys
+spec = importlib.util.find_spec("onnxruntime_qnn")
+folders = (spec.submodule_search_locations or []) if spec else []
+print("there" if any(os.path.isfile(os.path.join(f, sys.argv[1])) for f in folders) else "missing")
+"""
+
+
+def check_library(transport: Transport, facts: DeviceFacts, backend: str) -> None:
+    """Make sure that the device's onnxruntime-qnn has the library of a backend. On a stand-in ``htp`` needs none.
+
+    Raises:
+        BackendUnavailableError: it hasn't; with what to do.
+        DeviceError: of the transport.
+    """
+    assert facts.python is not None
+    library = BACKEND_LIBRARIES[backend]
+    words = [facts.python.path, "-I", "-B", "-c", _HAS_LIBRARY, library]
+    with part(transport, f"is {library} in onnxruntime-qnn"):
+        answer = transport.shell(words, timeout=START_SECONDS, limit=1 << 16)
+    if answer.text == "missing":
+        raise BackendUnavailableError(
+            f"device {facts.serial}: its onnxruntime-qnn has no {library}, which backend {backend!r} needs: install a release "
+            "that has it, or leave the backend out"
+        )
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d{1,6}", version)[:2])
 
@@ -121,6 +150,10 @@ def device_provider_options(facts: DeviceFacts, backend: str, options: Mapping[s
     if facts.soc is None:
         raise BackendUnavailableError(f"device {facts.serial}: its SoC is unknown, and the simulator must be told one")
     return {**asked, "backend_type": "htp", "soc_model": str(facts.soc.soc_id)}
+
+
+class EndedBetweenError(RuntimeCrashError):
+    """The program on a device died while nothing was asked of it, which was found out only by asking: ask once more."""
 
 
 # --- the program on the device ----------------------------------------------------------------------------------------
@@ -167,7 +200,7 @@ class DeviceAgent:
             return error
         facts = self.device.facts
         program = facts.python.path if facts.python else "python3"
-        why = last_lines([clean(line, 300) for line in self._stream.log()])
+        why = last_lines([_plain(line) for line in self._stream.log()])
         return BackendUnavailableError(
             f"device {facts.serial}: {program} could not run the agent (exit code {code}): see that it is Python 3.9 or later, with "
             f"what the runner ort needs: {INSTALL}. Or take the runner net_run{why}"
@@ -296,7 +329,9 @@ class DeviceAgent:
         except DeviceLostError as error:
             found = self._ending(error, op, subject)
             self.kill()
-            raise self._noted(found) from error
+            if not isinstance(found, EndedBetweenError):
+                self._faults.append(found)
+            raise found from error
         except DeviceTimeoutError as error:
             self.kill()
             raise self._noted(
@@ -319,8 +354,9 @@ class DeviceAgent:
         code = self._stream.exit_code
         if code is None:
             return DeviceLostError(f"{subject}: {op}: {error}")
-        logged = [clean(line, 300) for line in self._stream.log()]
-        lines = last_lines([line for line in logged if line])
+        lines = last_lines([line for line in map(_plain, self._stream.log()) if line.strip()])
+        if code in (agent.END_BETWEEN, agent.END_IDLE):
+            return EndedBetweenError(f"{subject}: the runtime process on the device ended between requests{lines}")
         if code == agent.END_DEADLINE:
             return TargetTimeoutError(
                 f"{subject}: {op} did not finish in time; the runtime process on the device was killed. If the model needs longer, "
@@ -487,6 +523,8 @@ class DeviceOrtModel:
         TargetError: as for :meth:`DeviceAgent.receive`, or the files can't be put on the device.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(
         self,
         agents: DeviceAgents,
@@ -503,7 +541,10 @@ class DeviceOrtModel:
         self._fields: dict[str, Any] = {}
         self.libraries: tuple[str, ...] = ()
         self.loads = 0
-        self.info = self._load()
+        try:
+            self.info = self._load()
+        except EndedBetweenError:
+            self.info = self._load()
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
@@ -583,6 +624,12 @@ class DeviceOrtModel:
         device.workspace.link({links[path]: stored[path] for path in names})
         return [(name, links[path]) for path, name in names.items()]
 
+    def _ask(self, action: Callable[[DeviceAgent], T]) -> T:
+        try:
+            return action(self._live())
+        except EndedBetweenError:  # a moment ago it seemed to live
+            return action(self._live())
+
     def _live(self) -> DeviceAgent:
         with self._loading:
             if self._agent is None or not self._agent.alive:
@@ -600,7 +647,9 @@ class DeviceOrtModel:
             InputError, ModelError: onnxruntime refused the inputs, or has outputs that can't be handed over.
             TargetError: as for :meth:`DeviceAgent.receive`.
         """
-        program = self._live()
+        return self._ask(lambda program: self._run_many(program, samples))
+
+    def _run_many(self, program: DeviceAgent, samples: Sequence[Mapping[str, Array]]) -> list[Inference]:
         waiting: deque[tuple[int, int]] = deque()  # number of the request, bytes
         done: list[tuple[dict[str, Any], dict[str, Array]]] = []
         clock = self.agents.device.transport.clock
@@ -667,7 +716,11 @@ class DeviceOrtModel:
         Raises:
             InputError, TargetError: as for :meth:`run_many`.
         """
-        program = self._live()
+        return self._ask(lambda program: self._time(program, inputs, count, seconds, reset_peak))
+
+    def _time(
+        self, program: DeviceAgent, inputs: Mapping[str, Array], count: int, seconds: float, reset_peak: bool
+    ) -> Timing:
         limits, clock = self.limits, self.agents.device.transport.clock
         with program.lock:
             answer, _ = program.ask(
@@ -706,7 +759,9 @@ class DeviceOrtModel:
         Raises:
             CompileError, InputError, TargetError: as for loading and running; also if the runtime wrote nothing readable.
         """
-        program = self._live()
+        return self._ask(lambda program: self._profile(program, inputs))
+
+    def _profile(self, program: DeviceAgent, inputs: Mapping[str, Array]) -> Profile:
         limits = self.limits
 
         def check(places: list[TensorPlace]) -> None:

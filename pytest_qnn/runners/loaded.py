@@ -60,6 +60,11 @@ class Loaded(Protocol):
     @property
     def loads(self) -> int: ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the runner said of itself that belongs into records."""
+        ...
+
     def run_many(self, samples: Sequence[Mapping[str, Array]]) -> list[Inference]:
         """One inference for each sample, in order.
 

@@ -33,6 +33,11 @@ class DeviceModel:
         return self._inner.loads
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the runner said of itself that belongs into records."""
+        return self._inner.notes
+
+    @property
     def info(self) -> LoadInfo:
         """What loading showed; only of a model in onnxruntime."""
         return self._inner.info  # type: ignore[attr-defined,no-any-return]

@@ -89,6 +89,8 @@ class LoadedModel:
         loads: how often it was loaded.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(
         self,
         pool: ProcessPool,

@@ -12,6 +12,7 @@ from functools import partial
 from pytest_qnn.devices.attached import AttachedDevice
 from pytest_qnn.devices.discovery import discover
 from pytest_qnn.devices.facts import DeviceFacts, probe
+from pytest_qnn.devices.health import HealthSampler
 from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.devices.runtime_files import find_runtime
 from pytest_qnn.devices.soc import find_soc
@@ -56,6 +57,7 @@ class AdbTarget:
             self.tape = Recording(settings.record)
         elif settings.replay is not None:
             self.tape = Replay(settings.replay)
+        self._have: set[tuple[str, str]] = set()  # serials and backends that were found there
         self._unfinished: set[str] = set()
         self._nodeid = ""
 
@@ -189,9 +191,12 @@ class AdbTarget:
                 return runner, facts.stand_in
             runtime = find_runtime(facts, backend, self.settings.device_runtime, tool=True)
             return runner, facts.stand_in or (f"stand-in runtime from {runtime.origin}" if runtime.stand_in else "")
-        from pytest_qnn.runners.device_ort import check_python
+        from pytest_qnn.runners.device_ort import check_library, check_python
 
         check_python(facts)
+        if backend != "htp" and (facts.serial, backend) not in self._have:
+            device.attempt(f"looking for {backend}", lambda: check_library(device.transport, facts, backend))
+            self._have.add((facts.serial, backend))
         return runner, facts.stand_in
 
     def _runner(self, facts: DeviceFacts) -> str:
@@ -280,6 +285,10 @@ class AdbTarget:
             self._unfinished.add(self._nodeid)
         if self.tape is not None:
             self.tape.end_test(outcome)
+
+    def sampler(self, serial: str) -> HealthSampler:
+        """Watches a device while it is measured."""
+        return HealthSampler(self.attached(serial).transport)
 
     def attached(self, serial: str) -> AttachedDevice:
         """The device of a plan."""

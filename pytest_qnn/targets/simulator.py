@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata, util
 
+from pytest_qnn.devices.health import HealthSampler
 from pytest_qnn.devices.soc import find_soc
 from pytest_qnn.errors import BackendUnavailableError, OptionError
 from pytest_qnn.settings import Settings
@@ -55,6 +56,10 @@ class SimulatorTarget:
     def soc_of(self, backend: str, soc: str | None = None, serial: str | None = None) -> str:
         """Name of the SoC that is simulated."""
         return soc or self.settings.soc
+
+    def sampler(self, serial: str) -> HealthSampler:
+        """No plan of this target has a device."""
+        raise KeyError(serial)
 
     def enter_test(self, nodeid: str) -> None:
         """Nothing here is one test's alone."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pytest_qnn.devices.health import HealthSampler
 from pytest_qnn.devices.soc import Soc
 
 
@@ -82,6 +83,10 @@ class Target(Protocol):
             BackendUnavailableError: the backend isn't here.
             TargetError: as for :meth:`missing`.
         """
+        ...
+
+    def sampler(self, serial: str) -> HealthSampler:
+        """Watches a device of a plan while it is measured."""
         ...
 
     def enter_test(self, nodeid: str) -> None:

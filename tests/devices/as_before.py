@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import filecmp
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pytest_qnn.devices.facts import probe
+from pytest_qnn.devices.transport import Transport
 from pytest_qnn.testing import LoopbackDevice
 
 _WORKING = ("data/local/tmp", "var/tmp", "tmp")  # emptied
@@ -18,24 +19,34 @@ _GIVEN = ("system", "bin", "vendor", "sys", "run", "etc")  # restored
 @contextmanager
 def as_before(device: LoopbackDevice) -> Iterator[LoopbackDevice]:
     """Restore a device's files at the end, take its faults away, and connect it again if it was dropped."""
-    root = Path(device.root)
-    with tempfile.TemporaryDirectory() as kept:
-        for name in _GIVEN:
-            if (root / name).is_dir() and not (root / name).is_symlink():
-                shutil.copytree(root / name, Path(kept, name), symlinks=True)
-        try:
-            yield device
-        finally:
-            device.faults()
-            for name in _WORKING:
-                for path in (root / name).glob("*"):
-                    _remove(path)
-            _restore(Path(kept), root)
+    root, kept = Path(device.root), device.folder / "kept"
+    for name in () if kept.exists() else _GIVEN:
+        if (root / name).is_dir() and not (root / name).is_symlink():
+            shutil.copytree(root / name, kept / name, symlinks=True)
+    try:
+        yield device
+    finally:
+        device.faults()
+        for name in _WORKING:
+            for path in (root / name).glob("*"):
+                _remove(path)
+        _restore(kept, root)
 
 
 def on_host(device: LoopbackDevice, path: str) -> Path:
     """Where a path that the device told is on this host."""
     return Path(path) if path.startswith(f"{device.root}/") else device.path(path)
+
+
+_folders: dict[str, str] = {}
+
+
+def folder_on(device: LoopbackDevice, transport: Transport) -> str:
+    """The folder for our files on a device, as the device tells it; asked once."""
+    if device.address not in _folders:
+        _folders[device.address] = probe(transport).folder
+    on_host(device, _folders[device.address]).mkdir(exist_ok=True)
+    return _folders[device.address]
 
 
 def _restore(kept: Path, place: Path) -> None:
@@ -54,7 +65,7 @@ def _restore(kept: Path, place: Path) -> None:
             if not there.is_symlink() or there.readlink() != entry.readlink():
                 _remove(there)
                 there.symlink_to(entry.readlink())
-        elif there.is_symlink() or not there.is_file() or not filecmp.cmp(entry, there, shallow=False):
+        elif there.is_symlink() or not there.is_file() or not filecmp.cmp(entry, there):
             _remove(there)
             shutil.copy2(entry, there)
 

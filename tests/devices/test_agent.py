@@ -355,11 +355,17 @@ def test_a_crash_is_told_with_the_log(start: Callable[..., Program], tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
-def test_a_runtime_that_is_killed_is_told(start: Callable[..., Program], number: signal.Signals) -> None:
+def test_a_runtime_that_is_killed_is_told(busy: Program, number: signal.Signals) -> None:
+    busy.runtime.send_signal(number)
+    assert wait_for(lambda: busy.process.poll() is not None)
+    assert busy.end()[0] == 128 + number
+
+
+def test_a_runtime_that_is_killed_while_nothing_is_asked(start: Callable[..., Program]) -> None:
     program = start()
-    program.runtime.send_signal(number)
+    program.runtime.kill()
     assert wait_for(lambda: program.process.poll() is not None)
-    assert program.end()[0] == 128 + number
+    assert program.end() == (agent.END_BETWEEN, "\nit was killed by signal 9 between requests\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])

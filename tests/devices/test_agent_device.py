@@ -149,7 +149,7 @@ def test_a_model_computes_what_it_computes_on_the_host(board: Board, htp: Backen
 
 
 def test_a_compiled_model_finds_its_binary_beside_it(board: Board, htp: Backend, models: Path, tmp_path: Path) -> None:
-    compiled = Path(htp.compile(models / "conv.qdq.onnx", tmp_path / "out" / "conv_ctx.onnx").path)
+    compiled = htp.compile(models / "conv.qdq.onnx", tmp_path / "out" / "conv_ctx.onnx")
     assert {f.suffix for f in compiled.parent.iterdir()} >= {".onnx", ".bin"}
     there = board.load(compiled)
     assert (QNN, "EPContext") in {(provider, op) for provider, _, op in there.info.placement}
@@ -199,9 +199,9 @@ def test_every_type_travels_and_comes_back(board: Board, tmp_path: Path) -> None
 
 def test_many_samples_are_answered_in_order_also_large_ones(board: Board, tmp_path: Path) -> None:
     """More than is let to be on its way at once, in both directions."""
-    model = small_models.unary(tmp_path / "relu.onnx", "Relu", shape=(6 << 20,))
+    model = small_models.unary(tmp_path / "relu.onnx", "Relu", shape=(3 << 20,))
     there = board.load_on_cpu(model)
-    samples = [{"x": np.full(6 << 20, i, np.float32)} for i in range(5)]
+    samples = [{"x": np.full(3 << 20, i, np.float32)} for i in range(5)]
     for i, ran in enumerate(there.run_many(samples)):
         assert np.array_equal(ran.outputs["y"], samples[i]["x"])
     small = small_models.unary(tmp_path / "small.onnx", "Relu", shape=(4,))
@@ -345,12 +345,14 @@ def test_a_process_that_takes_too_much_memory_ends(board: Board, tmp_path: Path)
 
 def test_a_program_that_somebody_kills_between_requests(board: Board, models: Path) -> None:
     there = board.load(models / "conv.qdq.onnx")
-    for processes in ([board.runtime()], board.runtimes()):
-        for process in processes:
+    for both in (False, True):
+        for process in board.runtimes() if both else [board.runtime()]:
             process.kill()
-        assert wait_for(lambda: not board.runtimes())
+        if both:  # nobody is left to say that it happened between requests
+            assert wait_for(lambda: there._agent is not None and not there._agent.alive)
         assert there.run_many([{"x": X}])[0].outputs["y"].shape == (1, 8, 16, 16)
     assert there.loads == 3
+    assert board.agents.faults == []
 
 
 def test_a_program_that_somebody_kills_in_mid_run(board: Board, tmp_path: Path) -> None:
@@ -373,12 +375,12 @@ def test_a_program_that_somebody_kills_in_mid_run(board: Board, tmp_path: Path) 
 
 
 def test_a_drop_in_mid_run_ends_the_program_and_the_run_is_done_again(board: Board, tmp_path: Path) -> None:
-    there = board.load(small_models.unary(tmp_path / "relu.onnx", "Relu", shape=(1, 1 << 18)))
+    board.device.faults(shell_drop=3 << 20, times=1, only="python3")  # in the answer to the third run
+    there = board.load_on_cpu(small_models.unary(tmp_path / "relu.onnx", "Relu", shape=(1, 1 << 18)))
     x = {"x": np.linspace(-1, 1, 1 << 18, dtype=np.float32).reshape(1, -1)}
     before = there.run_many([x])[0].outputs["y"]
     first = board.runtime()
-    board.device.faults(shell_drop=1000, times=1, only="agent.py")
-    with pytest.raises(DeviceLostError, match="relu.onnx on htp: run: "):
+    with pytest.raises(DeviceLostError, match="relu.onnx on cpu: run: "):
         there.run_many([x] * 4)
     assert wait_for(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE)
     board.device.faults()
@@ -452,9 +454,6 @@ LIES = {
     "outputs of another shape": "make = make_frame\n"
     "def make_frame(header, arrays): return make(header, {n: a[..., 1:] for n, a in arrays.items()})",
     "no outputs": "make = make_frame\ndef make_frame(header, arrays): return make(header, {})",
-    "outputs of another size than their shape": "make = make_frame\n"
-    "def make_frame(header, arrays):\n"
-    "    parts = make(header, arrays)\n    return [parts[0], *[bytes(p)[:-4] for p in parts[1:]]] if arrays else parts",
     "a flipped bit": "make = make_frame\n"
     "def make_frame(header, arrays):\n"
     "    parts = make(header, arrays)\n    return [parts[0], *[b'\\1' + bytes(p)[1:] for p in parts[1:]]] if arrays else parts",
@@ -540,27 +539,18 @@ def test_what_is_missing_is_named_with_what_to_do(values: dict[str, Any], said: 
         check_python(facts(**values))
 
 
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [
-        (["onnxruntime-qnn"], "onnxruntime-qnn is not installed: .*pip install"),
-        (["onnxruntime"], "onnxruntime is not installed"),
-    ],
-)
 def test_a_real_device_without_a_package(
-    make_device: Callable[..., LoopbackDevice],
-    open_board: Callable[[LoopbackDevice], Board],
-    models: Path,
-    missing: list[str],
-    said: str,
+    make_device: Callable[..., LoopbackDevice], open_board: Callable[[LoopbackDevice], Board], models: Path
 ) -> None:
-    board = open_board(make_device("linux", without=missing))
-    with pytest.raises(BackendUnavailableError, match=f"has no {missing[0]}"):
+    board = open_board(make_device("linux", without=["onnxruntime-qnn"]))
+    with pytest.raises(BackendUnavailableError, match="has no onnxruntime-qnn"):
         check_python(board.attached.facts)
+    said = "onnxruntime-qnn is not installed: .*pip install 'onnxruntime-qnn'"
     with pytest.raises(BackendUnavailableError, match=said):
         board.agents.versions()
     with pytest.raises(BackendUnavailableError, match=said):
         board.load(models / "conv.qdq.onnx")
+    assert board.load_on_cpu(models / "conv.onnx").loads == 1, "the CPU provider needs no QNN"
 
 
 def test_a_real_device_without_python(

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_qnn.devices.facts import probe
 from pytest_qnn.devices.store import MIB, DeviceStore
 from pytest_qnn.devices.transport import Transport
 from pytest_qnn.devices.workspace import Workspace, sweep
 from pytest_qnn.errors import DeviceError, DeviceFileError, DeviceLostError, DeviceSpaceError
 from pytest_qnn.testing import LoopbackDevice
-from tests.devices.as_before import as_before, on_host
+from tests.devices.as_before import as_before, folder_on, on_host
 
 Open = Callable[[LoopbackDevice], Transport]
 
@@ -36,8 +35,8 @@ def transport(device: LoopbackDevice, open_transport: Open) -> Transport:
 
 
 @pytest.fixture
-def folder(transport: Transport) -> str:
-    return probe(transport).folder
+def folder(device: LoopbackDevice, transport: Transport) -> str:
+    return folder_on(device, transport)
 
 
 def write(path: Path, size: int, seed: int = 0, mode: int = 0o644) -> Path:
@@ -292,3 +291,5 @@ def test_a_device_that_was_lost_is_said(
     device.faults(shell_drop=0, times=1)
     with pytest.raises(DeviceError):
         DeviceStore(transport, folder, 100).put({"a": write(tmp_path / "a", 10)})
+    device.faults()
+    transport.reconnect(20)

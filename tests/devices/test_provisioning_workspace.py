@@ -16,13 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_qnn.devices.facts import probe
 from pytest_qnn.devices.store import DeviceStore
 from pytest_qnn.devices.transport import Transport
 from pytest_qnn.devices.workspace import FOREIGN_SECONDS, Workspace, _safe_name, sweep
 from pytest_qnn.errors import DeviceFileError
 from pytest_qnn.testing import LoopbackDevice
-from tests.devices.as_before import as_before, on_host
+from tests.devices.as_before import as_before, folder_on, on_host
 
 Open = Callable[[LoopbackDevice], Transport]
 
@@ -40,8 +39,8 @@ def transport(device: LoopbackDevice, open_transport: Open) -> Transport:
 
 
 @pytest.fixture
-def folder(transport: Transport) -> str:
-    return probe(transport).folder
+def folder(device: LoopbackDevice, transport: Transport) -> str:
+    return folder_on(device, transport)
 
 
 def test_files_of_the_store_are_linked_into_it(

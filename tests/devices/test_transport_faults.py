@@ -41,9 +41,13 @@ def ends_soon() -> Iterator[None]:
 
 
 @pytest.fixture
-def android(kept_device: Callable[[str], LoopbackDevice]) -> Iterator[LoopbackDevice]:
+def android(kept_device: Callable[[str], LoopbackDevice], adb_server: AdbServer) -> Iterator[LoopbackDevice]:
     with as_before(kept_device("android")) as device:
+        device.struck()
         yield device
+        device.faults()
+        adb_server.disconnect(device.address)
+        device.connect(adb_server)
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def private_server(each_adb: Path) -> Iterator[AdbServer]:
 
 @pytest.fixture
 def private_device(private_server: AdbServer, tmp_path: Path) -> Iterator[LoopbackDevice]:
-    with LoopbackDevice(tmp_path / "private") as device:
+    with LoopbackDevice(tmp_path / "private", isolate=False) as device:
         device.connect(private_server)
         yield device
 
@@ -123,7 +127,7 @@ OPERATIONS = ("shell", "push", "pull", "read", "stat", "start")
         ("push_corrupt", DeviceFileError, "the digest of /data/local/tmp/x differs", LATE),
     ],
 )
-@pytest.mark.parametrize("at", [0, 1_000_000, (4 << 20) - 1])
+@pytest.mark.parametrize("at", [0, 1_000_000])
 def test_fault_in_mid_push_leaves_the_old_file(
     line: AdbTransport,
     android: LoopbackDevice,

@@ -33,7 +33,7 @@ NAMES = st.one_of(
     st.text(min_size=1, max_size=40),
     st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20),
 )
-FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 _numbers = itertools.count()
 
 

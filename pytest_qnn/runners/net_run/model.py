@@ -18,6 +18,7 @@ from pytest_qnn.devices.attached import AttachedDevice
 from pytest_qnn.devices.runtime_files import RuntimeFiles
 from pytest_qnn.devices.transport import part
 from pytest_qnn.errors import ArtifactError, BackendUnavailableError, DeviceSpaceError, ExecutionError, OptionError
+from pytest_qnn.model.onnx_file import file_digest
 from pytest_qnn.runners.loaded import Inference, Timing
 from pytest_qnn.runners.net_run.command import (
     BACKEND_LIBRARIES,
@@ -128,11 +129,12 @@ class NetRunModel:
             return
         executable, local = self.executable, dict(self.runtime.local)
         try:
-            local["model"] = executable.path
-            with part(device.transport, f"qnn-net-run for {self.plan.backend}: {executable.path.name}"):
+            with part(device.transport, f"qnn-net-run for {self.plan.backend}"):
                 stored = device.store.put(local, executable=[NET_RUN])
-                stored |= self.runtime.on_device
-                model = stored.pop("model")
+            stored |= self.runtime.on_device
+            known = executable.sha256 or file_digest(executable.path)
+            with part(device.transport, f"{executable.path.name} ({known[:16]}) for qnn-net-run"):
+                model = device.store.put({"model": executable.path})["model"]
                 digest = PurePosixPath(model).name[:64]
                 if executable.sha256 and digest != executable.sha256:
                     raise ArtifactError(f"{executable.path} changed on disk since it was read: load it again")

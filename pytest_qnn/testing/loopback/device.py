@@ -28,8 +28,11 @@ _refused: list[str] = []  # why this host allows no namespaces, once that is kno
 class Server(Protocol):
     """Where an ADB server listens."""
 
-    host: str
-    port: int
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
 
 
 class LoopbackDevice:

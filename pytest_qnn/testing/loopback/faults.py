@@ -111,7 +111,7 @@ def check(faults: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}={value!r}: expected a number of 0 or more")
         elif type(value) is not wanted:
             raise TypeError(f"{name}={value!r}: expected {wanted.__name__}")
-        elif wanted is int and value < 0:
+        elif isinstance(value, int) and value < 0:
             raise ValueError(f"{name}={value!r}: expected 0 or more")
         checked[name] = value
     return checked

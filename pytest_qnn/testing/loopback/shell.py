@@ -17,7 +17,7 @@ import signal
 import socket
 import struct
 import termios
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.testing.loopback.faults import Request
 from pytest_qnn.testing.loopback.protocol import Stream, StreamClosed
@@ -68,7 +68,8 @@ class ShellService:
         output = asyncio.ensure_future(asyncio.gather(*outputs))
         feeder = asyncio.ensure_future(self._feed(ours[1], process))
         try:
-            await asyncio.wait({output, feeder}, return_when=asyncio.FIRST_COMPLETED)
+            waited: set[asyncio.Future[Any]] = {output, feeder}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if not output.done():
                 raise StreamClosed  # the feeder ends when the other side goes away, and not before
             await output

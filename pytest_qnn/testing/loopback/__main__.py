@@ -1,0 +1,77 @@
+"""``python -m pytest_qnn.testing.loopback``: loopback devices behind a private ADB server, for as long as it or a command runs.
+
+The server and the devices end with this process, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from pytest_qnn.adb.server import start_server
+from pytest_qnn.errors import QnnError
+from pytest_qnn.testing import LoopbackDevice
+from pytest_qnn.testing.device_runtime import make_device_runtime
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start devices, and run a command with them or wait for Ctrl-C; returns the command's exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_qnn.testing.loopback",
+        description="Loopback devices: stand-ins for phones and boards, whose HTP is Qualcomm's simulator on this host.",
+    )
+    parser.add_argument(
+        "--flavor", choices=("android", "linux"), default="linux", help="what they are (default: linux)"
+    )
+    parser.add_argument("--soc", default="SM8650", help="their SoC (default: SM8650)")
+    parser.add_argument("--count", type=int, default=1, help="how many")
+    parser.add_argument("command", nargs="*", help="run this, with pytest's options for the devices in PYTEST_ADDOPTS")
+    chosen = parser.parse_args(arguments)
+    if not 1 <= chosen.count <= 64:
+        parser.error(f"--count: expected a number from 1 to 64, got {chosen.count}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        with ExitStack() as life:
+            return _serve(chosen, life)
+    except KeyboardInterrupt:
+        return 130
+    except QnnError as error:
+        sys.stderr.write(f"loopback: {error}\n")
+        return 1
+
+
+def _serve(chosen: argparse.Namespace, life: ExitStack) -> int:
+    folder = Path(life.enter_context(tempfile.TemporaryDirectory(prefix="pytest-qnn-loopback-")))
+    runtime = make_device_runtime(folder / "runtime", chosen.soc)
+    server = life.enter_context(start_server())
+    for number in range(chosen.count):
+        device = LoopbackDevice(folder / f"device{number}", flavor=chosen.flavor, soc=chosen.soc)
+        life.enter_context(device)
+        device.connect(server)
+    options = f"--qnn-target=adb --qnn-adb-server={server.address} --qnn-device-runtime={runtime}"
+    if chosen.command:
+        added = f"{os.environ.get('PYTEST_ADDOPTS', '')} {options}".strip()
+        return subprocess.run(chosen.command, env=os.environ | {"PYTEST_ADDOPTS": added}, check=False).returncode
+    sys.stdout.write(
+        f"{chosen.count} loopback devices ({chosen.flavor}, {chosen.soc}); Ctrl-C ends them. Use them with:\n"
+    )
+    sys.stdout.write(f"  python -m pytest {options}\n")
+    sys.stdout.flush()
+    while True:
+        signal.pause()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
