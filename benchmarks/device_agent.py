@@ -26,18 +26,30 @@ from pytest_qnn.testing import LoopbackDevice
 GOAL_MS = 10
 
 
-def measure(model: DeviceOrtModel, shape: list[int], rounds: int) -> tuple[float, float]:
-    """Medians over ``rounds`` calls: the runner's own time, and the whole call's beyond it (ms)."""
+def measure(
+    model: DeviceOrtModel, transport: AdbTransport, shape: list[int], rounds: int
+) -> tuple[float, float, float]:
+    """Medians over ``rounds`` calls (ms): the runner's own time, the whole call's beyond it, and what the line alone takes for as
+    many bytes there and, when all have arrived, back again."""
     sample = {"x": np.ones(shape, np.float32)}
-    own, beyond = [], []
+    data, size = sample["x"].tobytes(), sample["x"].nbytes
+    line = transport.start(
+        ["sh", "-c", f"while [ $(head -c {size} | wc -c) = {size} ]; do head -c {size} /dev/zero; done"], timeout=10
+    )
+    own, beyond, alone = [], [], []
     for i in range(rounds + 3):
+        start = time.perf_counter()
+        line.write(data, timeout=10)
+        line.read(size, timeout=10)
+        alone.append(1e3 * (time.perf_counter() - start))
         start = time.perf_counter()
         (ran,) = model.run_many([sample])
         spent = time.perf_counter() - start
         if i >= 3:
             own.append(1e3 * ran.seconds)
             beyond.append(1e3 * (spent - ran.seconds))
-    return statistics.median(own), statistics.median(beyond)
+    line.close()
+    return statistics.median(own), statistics.median(beyond), statistics.median(alone[3:])
 
 
 def together(model: DeviceOrtModel, shape: list[int], count: int) -> float:
@@ -79,10 +91,11 @@ def main() -> None:
                 start = time.perf_counter()
                 model = DeviceOrtModel(agents, request, file.name, Limits(60, 60, 8192))
                 loading = time.perf_counter() - start
-                own, beyond = measure(model, shape, rounds)
+                own, beyond, alone = measure(model, transport, shape, rounds)
                 print(
                     f"{'HTP simulator' if provider == QNN else 'onnxruntime CPU'}, {4 * size * size * 16 / 1024:.0f} KiB each way: "
-                    f"runner {own:.2f} ms, round trip {beyond:+.2f} ms ({'within' if beyond <= GOAL_MS else 'BEYOND'} {GOAL_MS} ms), "
+                    f"runner {own:.2f} ms, round trip {beyond:+.2f} ms ({'within' if beyond <= GOAL_MS else 'BEYOND'} {GOAL_MS} ms; the "
+                    f"line alone {alone:.2f} ms), "
                     f"{rounds} together {together(model, shape, rounds):.2f} times the runner's own, load {loading:.2f} s"
                 )
         finally:

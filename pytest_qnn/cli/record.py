@@ -20,6 +20,7 @@ from pytest_qnn.errors import OptionError
 if TYPE_CHECKING:
     from pytest_qnn.recording.stored import StoredSession
 
+_TARGET = "--qnn-target=adb"  # nothing else can be recorded
 _CONTROL = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]")
 
 
@@ -69,7 +70,7 @@ def register(commands: Any) -> None:
 
 def _record(chosen: argparse.Namespace) -> int:
     arguments = _for_pytest(chosen.arguments)
-    if chosen.folder == "show" and chosen.arguments:
+    if chosen.folder == "show":
         return _show(chosen, arguments)
     if chosen.json:
         raise OptionError("record: --json goes with 'record show'")
@@ -83,7 +84,7 @@ def _record(chosen: argparse.Namespace) -> int:
         os.replace(folder, aside)
     try:
         check_folder(folder)
-        code = _pytest([f"--qnn-record={folder}", *arguments])
+        code = _pytest([f"--qnn-record={folder}", _TARGET, *arguments])
     finally:
         recorded = (folder / LOG).exists()
         if aside is not None and recorded:
@@ -93,7 +94,7 @@ def _record(chosen: argparse.Namespace) -> int:
     if recorded:
         return _told(folder) or code
     kept = ": the former recording was kept" if aside is not None else ""
-    write(f"{chosen.folder}: nothing was recorded{kept}. Did a test use a device (--qnn-target=adb)?")
+    write(f"{chosen.folder}: nothing was recorded{kept}. Did a test use a device?")
     return code or 1
 
 
@@ -120,7 +121,7 @@ def _replay(chosen: argparse.Namespace) -> int:
     arguments = _for_pytest(chosen.arguments) or [_node(part.nodeid) for part in session.tests]
     if not arguments:
         raise OptionError(f"replay: {folder} has no tests: name some, or record again")
-    return _pytest([f"--qnn-replay={folder}", *dict.fromkeys(arguments)])
+    return _pytest([f"--qnn-replay={folder}", _TARGET, *dict.fromkeys(arguments)])
 
 
 def _node(nodeid: str) -> str:
@@ -160,7 +161,9 @@ def _show(chosen: argparse.Namespace, arguments: list[str]) -> int:
     chosen.json = chosen.json or "--json" in arguments
     folders = [argument for argument in arguments if argument != "--json"]
     if len(folders) != 1 or chosen.replace:
-        raise OptionError("record show: name one folder with a recording, and nothing else but --json")
+        raise OptionError(
+            "record show: name one folder with a recording, and nothing else but --json (to record into a folder named show: ./show)"
+        )
     from pytest_qnn.recording.stored import problems, read_session
 
     session = read_session(Path(folders[0]))

@@ -59,6 +59,7 @@ class AttachedDevice:
         self._may_retry = may_retry
         self._local = ExitStack()
         self._workspace: Workspace | None = None
+        self._left: list[Workspace] = []  # of before a recovery
         self._store: DeviceStore | None = None
         self._gone = ""  # why it could not be got back
         self.generation = 0
@@ -171,8 +172,7 @@ class AttachedDevice:
         self._gone = ""
         self.facts = facts
         if self._workspace is not None:
-            with suppress(DeviceError):
-                self._workspace.close()
+            self._left.append(self._workspace)  # removed at the end: a device that has just come back may go again
         self._store, self._workspace = None, None  # a device that was away may have lost any part of it
         self.generation += 1
 
@@ -185,11 +185,12 @@ class AttachedDevice:
     def close(self) -> None:
         """Remove the workspace and let go of the device, as far as it answers."""
         try:
-            if self._workspace is not None and not self._gone:
+            left = [*self._left, *([self._workspace] if self._workspace is not None else [])]
+            for workspace in left if not self._gone else ():
                 with suppress(TargetError):
-                    self._workspace.close()
+                    workspace.close()
         finally:
-            self._workspace = None
+            self._workspace, self._left = None, []
             with suppress(TargetError):
                 self.transport.close()
             self.lease.release()

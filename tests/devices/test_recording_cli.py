@@ -49,7 +49,7 @@ def test_show_names_devices_tests_and_damage(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["record", "show"], "record show"),
+        (["record", "show"], "name one folder"),
         (["record", "show", "a", "b"], "name one folder"),
         (["record", "--json", "rec"], "--json goes with"),
         (["record", "rec"], "there is a recording of"),
@@ -84,7 +84,7 @@ def test_a_test_named_like_an_option_or_elsewhere_is_not_run(
 def test_the_former_recording_stays_if_no_new_one_is_made(tmp_path: Path) -> None:
     before = (make(tmp_path / "rec", "t.py::test_a") / LOG).read_bytes()
     (tmp_path / "test_t.py").write_text("def test_a(): pass")
-    for words in (["--no-such-option"], ["--qnn-target=adb", "-q"]):
+    for words in (["--no-such-option"], ["-q"]):
         done = subprocess.run(
             [sys.executable, "-m", "pytest_qnn.cli", "record", "--replace", "rec", "--", *words],
             cwd=tmp_path,
@@ -106,7 +106,7 @@ def test_ctrl_c_lets_pytest_tidy_up(tmp_path: Path) -> None:
         "def test_a(device):\n    open('started', 'w').close()\n    time.sleep(60)\n"
     )
     child = subprocess.Popen(
-        [sys.executable, "-m", "pytest_qnn.cli", "record", "rec", "--", "--qnn-target=adb"],
+        [sys.executable, "-m", "pytest_qnn.cli", "record", "rec"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

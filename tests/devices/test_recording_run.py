@@ -72,7 +72,8 @@ def run(project: Path, *arguments: str, command: str = "pytest", **environment: 
     """pytest in ``project``, with a cache of its own that is new each time; exit code and output."""
     cache = project.parent / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    options = ["-p", "no:cacheprovider", f"--qnn-cache-dir={cache}", "--qnn-target=adb"]
+    options = ["-p", "no:cacheprovider", f"--qnn-cache-dir={cache}"]
+    options += ["--qnn-target=adb"] if command == "pytest" else []
     done = subprocess.run(
         [sys.executable, "-m", command, *arguments, *options],
         cwd=project,

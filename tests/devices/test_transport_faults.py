@@ -28,7 +28,7 @@ from tests.devices.test_transport_server import pid_of
 from tests.devices.traces import gone, marked_sleep, tree
 
 TMP = "/data/local/tmp"
-SOON = 1.0  # a deadline that is to pass
+SOON = 0.5  # a deadline that is to pass
 LATE = 60.0  # one that must not be needed
 FAR_LESS = 15.0
 
@@ -46,8 +46,20 @@ def android(kept_device: Callable[[str], LoopbackDevice], adb_server: AdbServer)
         device.struck()
         yield device
         device.faults()
-        adb_server.disconnect(device.address)
+        device.disconnect(adb_server)
         device.connect(adb_server)
+
+
+@pytest.fixture
+def reconnect(adb_server: AdbServer) -> Callable[[LoopbackDevice], None]:
+    """A device that behaves again, on a new connection."""
+
+    def renew(device: LoopbackDevice) -> None:
+        device.faults()
+        device.disconnect(adb_server)
+        device.connect(adb_server)
+
+    return renew
 
 
 @pytest.fixture
@@ -123,7 +135,7 @@ OPERATIONS = ("shell", "push", "pull", "read", "stat", "start")
             r"no space left on device .* for /data/local/tmp/x \(.*No space left",
             LATE,
         ),
-        ("push_mute", DeviceTimeoutError, r"not done within 1 s while it took /data/local/tmp/x", SOON),
+        ("push_mute", DeviceTimeoutError, r"not done within 0\\.5 s while it took /data/local/tmp/x", SOON),
         ("push_corrupt", DeviceFileError, "the digest of /data/local/tmp/x differs", LATE),
     ],
 )
@@ -131,6 +143,7 @@ OPERATIONS = ("shell", "push", "pull", "read", "stat", "start")
 def test_fault_in_mid_push_leaves_the_old_file(
     line: AdbTransport,
     android: LoopbackDevice,
+    reconnect: Callable[[LoopbackDevice], None],
     big: Path,
     fault: str,
     error: type[DeviceError],
@@ -144,7 +157,7 @@ def test_fault_in_mid_push_leaves_the_old_file(
         line.push({f"{TMP}/x": big}, timeout=timeout)
     assert android.struck() == [fault]
     assert android.path(f"{TMP}/x").read_bytes() == b"old"
-    line.reconnect(LATE)
+    reconnect(android)
     line.push({f"{TMP}/x": b"new"}, timeout=LATE)
     assert tree(android.path(TMP)) == {"x"}  # what the failed push left is gone as well
     assert android.path(f"{TMP}/x").read_bytes() == b"new"
@@ -195,13 +208,14 @@ def test_several_files_and_one_fault(line: AdbTransport, android: LoopbackDevice
         ("pull_cut", DeviceLostError, "lost device", LATE),
         ("pull_done", DeviceFileError, "/data/local/tmp/x on device .* was cut short", LATE),
         ("pull_corrupt", DeviceFileError, "/data/local/tmp/x on device .* its digest differs", LATE),
-        ("pull_mute", DeviceTimeoutError, "not done within 1 s while it sent /data/local/tmp/x", SOON),
+        ("pull_mute", DeviceTimeoutError, "not done within 0\\.5 s while it sent /data/local/tmp/x", SOON),
     ],
 )
 @pytest.mark.parametrize("at", [0, 1_000_000])
 def test_fault_in_mid_pull_leaves_the_old_file(
     line: AdbTransport,
     android: LoopbackDevice,
+    reconnect: Callable[[LoopbackDevice], None],
     here: Path,
     fault: str,
     error: type[DeviceError],
@@ -218,7 +232,7 @@ def test_fault_in_mid_pull_leaves_the_old_file(
     assert android.struck() == [fault]
     assert tree(here) == {"x"}
     assert local.read_bytes() == b"old"
-    line.reconnect(LATE)
+    reconnect(android)
     line.pull({f"{TMP}/x": local}, timeout=LATE)
     assert local.read_bytes() == android.path(f"{TMP}/x").read_bytes()
 
@@ -234,15 +248,21 @@ def test_fault_in_mid_pull_leaves_the_old_file(
         ("shell_mute", DeviceTimeoutError, SOON),
     ],
 )
-@pytest.mark.parametrize("at", [0, 1, 50_000, 1 << 40])
+@pytest.mark.parametrize("at", [0, 50_000, 1 << 40])
 def test_fault_in_mid_command_is_no_short_output(
-    line: AdbTransport, android: LoopbackDevice, fault: str, error: type[DeviceError], timeout: float, at: int
+    line: AdbTransport,
+    android: LoopbackDevice,
+    reconnect: Callable[[LoopbackDevice], None],
+    fault: str,
+    error: type[DeviceError],
+    timeout: float,
+    at: int,
 ) -> None:
     android.faults(**{fault: at}, times=1)
     with ends_soon(), pytest.raises(error, match="while it ran head"):
         line.shell(["head", "-c", "100000", "/dev/zero"], timeout=timeout)
     assert android.struck() == [fault]
-    line.reconnect(LATE)
+    reconnect(android)
     assert len(line.shell(["head", "-c", "100000", "/dev/zero"], timeout=LATE).stdout) == 100_000
 
 
@@ -252,7 +272,9 @@ def test_command_that_never_begins_is_a_timeout(line: AdbTransport, android: Loo
         line.shell(["true"], timeout=SOON)
 
 
-def test_fault_in_mid_stream_is_told_to_who_reads_and_who_writes(line: AdbTransport, android: LoopbackDevice) -> None:
+def test_fault_in_mid_stream_is_told_to_who_reads_and_who_writes(
+    line: AdbTransport, android: LoopbackDevice, reconnect: Callable[[LoopbackDevice], None]
+) -> None:
     for fault, error in (
         ("shell_drop", DeviceLostError),
         ("shell_close", DeviceLostError),
@@ -265,8 +287,7 @@ def test_fault_in_mid_stream_is_told_to_who_reads_and_who_writes(line: AdbTransp
                 stream.write(b"abcdef", timeout=SOON)
                 stream.read(6, timeout=SOON)
         stream.close()
-        android.faults()
-        line.reconnect(LATE)
+        reconnect(android)
 
 
 def test_program_dies_with_the_connection_that_started_it(line: AdbTransport, android: LoopbackDevice) -> None:
@@ -281,8 +302,9 @@ def test_program_dies_with_the_connection_that_started_it(line: AdbTransport, an
 # --- the whole device -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("fault", ["open_hang", "mute"])
+@pytest.mark.parametrize(
+    ("fault", "operation"), [("mute", name) for name in OPERATIONS] + [("open_hang", name) for name in OPERATIONS[:-1]]
+)
 def test_mute_device_is_a_timeout(
     line: AdbTransport, android: LoopbackDevice, big: Path, here: Path, operation: str, fault: str
 ) -> None:
@@ -333,7 +355,7 @@ def test_device_that_stays_away_is_lost_by_the_deadline(line: AdbTransport, andr
     ("fault", "error", "message"),
     [
         ("offline", DeviceLostError, "offline|not found"),
-        ("unauthorized", DeviceRefusedError, "unlock its screen and allow USB debugging"),
+        ("unauthorized", DeviceRefusedError, "Unlock the device's screen and allow USB debugging"),
     ],
 )
 def test_device_that_lets_nobody_in(
