@@ -90,7 +90,9 @@ def _recorded_runtime(order: Order, needs: str, find: Callable[[], RuntimeFiles]
         folder = order.bench.folder() / "runtime"
         runtime.to_folder(folder)
         tape.keep_artifact(key, folder)
-        runtime = replace(RuntimeFiles.from_folder(folder), origin=runtime.origin)  # in the order in which a replay has it
+        runtime = replace(
+            RuntimeFiles.from_folder(folder), origin=runtime.origin
+        )  # in the order in which a replay has it
     return runtime
 
 

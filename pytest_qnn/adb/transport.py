@@ -159,7 +159,9 @@ class AdbTransport:
             self._publish(folders, uploads, digests, deadline)
         except BaseException as error:
             with self._cleaning:
-                for hidden in folders.values():  # where "..", in its path, leads after a folder that isn't there differs
+                for (
+                    hidden
+                ) in folders.values():  # where "..", in its path, leads after a folder that isn't there differs
                     self._leftovers += dict.fromkeys((hidden, posixpath.normpath(hidden)))
             if not isinstance(error, DeviceLostError):
                 self._clean(Deadline(CLEANING_SECONDS))

@@ -136,7 +136,9 @@ def _diagnose(settings: Settings, chosen: argparse.Namespace) -> int:
             table.add_row(step.name, marks[step.ok], Text(step.text))
         Console(width=shutil.get_terminal_size((120, 24)).columns, highlight=False).print(table)
         write()
-        write("Models can run on this device." if good else "Models can't run on this device yet: see the problems above.")
+        write(
+            "Models can run on this device." if good else "Models can't run on this device yet: see the problems above."
+        )
     return 0 if good else 1
 
 

@@ -51,13 +51,14 @@ def read_settings(chosen: argparse.Namespace, **more: object) -> Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """A device and what was found out about it; ``trouble``: why not more."""
+    """A device and what was found out about it; ``trouble``: why not more; ``why_none``: why there is no runtime."""
 
     entry: DeviceEntry
     facts: DeviceFacts | None
     trouble: str
     runtime: str
     holder: Holder | None
+    why_none: str = ""
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -103,24 +104,23 @@ def _look(entry: DeviceEntry, settings: Settings) -> Row:
             transport.close()
     except DeviceError as error:
         return Row(entry, None, str(error), "", holder)
-    return Row(entry, facts, "", runtime_text(facts, settings), holder)
+    runtime, why_none = _runtime(facts, settings)
+    return Row(entry, facts, "", runtime, holder, why_none)
 
 
-def runtime_text(facts: DeviceFacts, settings: Settings) -> str:
-    """What would run models there: version and place; "none" if nothing would."""
+def _runtime(facts: DeviceFacts, settings: Settings) -> tuple[str, str]:
+    """What would run models there: version and place; "none" and the reason if nothing would."""
+    from pytest_qnn.errors import BackendUnavailableError
+
     found = python_runtime(facts)
     if found and settings.runner != "net_run":
-        return found
+        return found, ""
     try:
         files = complete_runtime(facts, settings)
-    except Exception as error:
-        from pytest_qnn.errors import BackendUnavailableError
-
-        if not isinstance(error, BackendUnavailableError):
-            raise
-        return "none"
+    except BackendUnavailableError as error:
+        return "none", str(error)
     origin = "on the device" if files.on_device else files.origin.partition(" ")[0]
-    return f"{files.version}, {origin}"
+    return f"{files.version}, {origin}", ""
 
 
 def python_runtime(facts: DeviceFacts) -> str:
@@ -170,10 +170,8 @@ def _show(rows: list[Row]) -> None:
             notes.append(f"device {facts.serial}: its SoC is unknown: {facts.soc_text or 'it tells none'}")
         if facts and not facts.folder:
             notes.append(f"device {facts.serial}: no folder can be used: {facts.folder_text}")
-        if facts and row.runtime == "none":
-            notes.append(
-                f"device {facts.serial}: nothing there runs models yet. See: pytest-qnn device {facts.serial} diagnose"
-            )
+        if facts and row.why_none:
+            notes.append(f"device {facts.serial}: nothing there runs models yet: {row.why_none}")
         if facts and facts.stand_in:
             notes.append(f"device {facts.serial} is a stand-in: {facts.stand_in}")
     if notes:
@@ -192,6 +190,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "adb_model": entry.model,
         "trouble": row.trouble,
         "runtime": row.runtime,
+        "runtime_trouble": row.why_none,
         "facts": row.facts.to_json() if row.facts else None,
         "lease": {"pid": holder.pid, "host": holder.host, "since": holder.since, "what": holder.what}
         if holder

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pytest_qnn.devices.device_log import log_tail
 from pytest_qnn.devices.facts import DeviceFacts, probe
+from pytest_qnn.devices.health import HealthSampler
 from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.devices.store import DeviceStore
 from pytest_qnn.devices.transport import Transport, part
@@ -40,6 +41,7 @@ class AttachedDevice:
         may_retry: asked before something is done once more after the device was lost, with what and why; notes it.
 
     Attributes:
+        health: watches it while it is measured.
         generation: grows with each recovery: what ran on the device before is gone, and so is the old workspace.
     """
 
@@ -57,6 +59,7 @@ class AttachedDevice:
         self.transport, self.facts, self.lease = transport, facts, lease
         self._limit_mib, self._wait_seconds, self._recover_seconds = limit_mib, wait_seconds, recover_seconds
         self._may_retry = may_retry
+        self.health = HealthSampler(transport)
         self._local = ExitStack()
         self._workspace: Workspace | None = None
         self._left: list[Workspace] = []  # of before a recovery

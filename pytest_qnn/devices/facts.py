@@ -122,8 +122,9 @@ fi
 section end
 """
 
+_MISSING = "can't be made"  # which is as it should be: no device has all of the usual folders
 _FOLDER_TROUBLES = {
-    "missing": "can't be made",
+    "missing": _MISSING,
     "foreign": "belongs to another user of the device",
     "unwritable": "can't be written",
     "noexec": "allows no programs to be run from it (noexec)",
@@ -160,7 +161,7 @@ class DeviceFacts:
         soc_text: what else there is to say about the SoC: why it is unknown, or its other name; may be empty.
         root: whether commands run as root.
         folder: ours on the device, where files can be kept and programs run; empty if there is none.
-        folder_text: why not, for each folder that was tried; empty if the first one is good.
+        folder_text: why not, for each folder that was tried; with a folder, what is wrong with those that come before it.
         free_bytes: there; None if unknown.
         runtime: files of a QNN runtime on the device, by path, with the version that they tell or "".
         python: None if there is none, or on Android.
@@ -319,7 +320,7 @@ def _folder(text: str) -> tuple[str, str]:
     for line in text.splitlines():
         path, _, verdict = line.rpartition("\t")
         if verdict == "good" and plain_path(path):
-            return path.rstrip("/") or "/", "; ".join(troubles)
+            return path.rstrip("/") or "/", "; ".join(text for text in troubles if not text.endswith(_MISSING))
         troubles.append(f"{clean(path)} {_FOLDER_TROUBLES.get(verdict, 'can not be used')}")
     return "", "; ".join(troubles)
 

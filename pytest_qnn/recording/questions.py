@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_qnn.devices.transport import OfThisHost
 from pytest_qnn.recording.content import check as check_content
-from pytest_qnn.recording.content import describe, describe_file, size_of
+from pytest_qnn.recording.content import describe, describe_file, short
 from pytest_qnn.recording.log import DamagedRecordingError, member
 
 Question = Mapping[str, Any]
@@ -37,7 +37,7 @@ OPERATIONS = frozenset(
     )
 )
 NOT_RECORDED = {"host": "not recorded"}  # in place of content that only says something about this host
-_SHOWN, _WORD = 160, 60
+_SHOWN, _WORD, _BYTES = 160, 60, 16
 _FOLDER_NAMES = ("PATH", "DIR", "HOME", "ROOT", "FOLDER")
 
 
@@ -170,7 +170,24 @@ def _differences(name: str, asked: object, recorded: object) -> list[str]:
     now, then = _lines(asked), _lines(recorded)
     if now is not None and then is not None:
         return _differences(f"{name} line", now, then) or [f"{name}: ends of lines"]
-    return [f"{name}: {_value(asked)} instead of {_value(recorded)}"]
+    data, kept = _bytes(asked), _bytes(recorded)
+    if data is None or kept is None:
+        return [f"{name}: {_value(asked)} instead of {_value(recorded)}"]
+    places = [at for at, (one, other) in enumerate(zip(data, kept, strict=False)) if one != other]
+    first = places[0] if places else min(len(data), len(kept))
+    what = f"{len(places)} of {len(data)} bytes differ"
+    if len(data) != len(kept):
+        what = f"{len(data)} bytes instead of {len(kept)}, which differ"
+    shown = f"{data[first : first + _BYTES]!r} instead of {kept[first : first + _BYTES]!r}"
+    return [f"{name}: {what} from byte {first} on: {shown}"]
+
+
+def _bytes(value: object) -> bytes | None:
+    """A content that stands in its line and isn't a text."""
+    try:
+        return short(value) if isinstance(value, Mapping) and value.keys() == {"base64"} else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _lines(value: object) -> list[str] | None:
@@ -187,11 +204,10 @@ def _value(value: object) -> str:
     if isinstance(value, Mapping) and _is_content(value):
         if "text" in value:
             return _shorten(repr(value["text"]))
-        try:
-            digest = f" with digest {str(value['sha256'])[:12]}" if "sha256" in value else f" {value['base64']}"
-            return _shorten(f"{size_of(value)} bytes{digest}")
-        except (TypeError, ValueError):
-            return "?"
+        if "sha256" in value:
+            return f"{value['size']} bytes with digest {str(value['sha256'])[:12]}"
+        data = _bytes(value) or b""
+        return f"{len(data)} bytes {data[:_BYTES]!r}"
     return _shorten(repr(value))
 
 

@@ -559,7 +559,7 @@ class DeviceRuntime(Runtime):
 def put_file(source: str, folder: str, name: str) -> None:
     """Put the file ``source`` into ``folder`` as ``name``, a relative path: a hard link where that can be, else a copy.
 
-    A symbolic link would not do: onnxruntime follows links, and refuses data outside of the model's folder.
+    A symbolic link would not do: what it leads to may be removed while the model is loaded.
 
     Raises:
         Refused: the name leaves the folder, or the file can't be put there.

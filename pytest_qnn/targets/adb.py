@@ -288,7 +288,7 @@ class AdbTarget:
 
     def sampler(self, serial: str) -> HealthSampler:
         """Watches a device while it is measured."""
-        return HealthSampler(self.attached(serial).transport)
+        return self.attached(serial).health
 
     def attached(self, serial: str) -> AttachedDevice:
         """The device of a plan."""

@@ -78,10 +78,7 @@ def find_drift(times_ms: Sequence[float], tolerance: float) -> Drift | None:
         return None
     edges = [round(i * len(times_ms) / count) for i in range(count + 1)]
     confidence = 1 - FALSE_ALARMS / count
-    medians = [
-        percentile_interval(sorted(times_ms[start:end]), 50, confidence)
-        for start, end in pairwise(edges)
-    ]
+    medians = [percentile_interval(sorted(times_ms[start:end]), 50, confidence) for start, end in pairwise(edges)]
     slow = max(range(count), key=lambda i: medians[i].low)
     fast = min(range(count), key=lambda i: medians[i].high)
     drifted = medians[slow].low > medians[fast].high * (1 + tolerance)

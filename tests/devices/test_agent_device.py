@@ -391,10 +391,15 @@ def test_a_drop_in_mid_run_ends_the_program_and_the_run_is_done_again(board: Boa
 def test_a_reboot_is_recovered_from(board: Board, models: Path) -> None:
     there = board.load(models / "conv.qdq.onnx")
     before = there.run_many([{"x": X}])[0].outputs["y"]
+    other = board.load_on_cpu(models / "conv.onnx")
     board.device.reboot(down=0.2)
     (after,) = board.attached.attempt("running conv", lambda: there.run_many([{"x": X}]))
     assert np.array_equal(after.outputs["y"], before)
     assert (there.loads, board.attached.generation) == (2, 1)
+    assert other.run_many([{"x": X}])[0].outputs["y"].shape == (1, 8, 16, 16), (
+        "its program went too, though nobody asked it yet"
+    )
+    assert other.loads == 2
 
 
 def test_a_device_that_falls_silent_is_an_error_by_the_deadline(

@@ -24,6 +24,7 @@ from pytest_qnn.devices.workspace import Workspace
 from pytest_qnn.errors import AdbServerError, DeviceLostError, DeviceRefusedError, OptionError
 from pytest_qnn.settings import Settings
 from pytest_qnn.testing import LoopbackDevice
+from pytest_qnn.testing.device_runtime import make_device_runtime
 from tests.devices.as_before import as_before, on_host
 
 Open = Callable[[LoopbackDevice], Transport]
@@ -156,6 +157,22 @@ def test_diagnose_a_board_that_is_ready(command: Command, linux: LoopbackDevice)
     assert "problem" not in out
     for step in ("ADB server", "state", "shell", "folder", "space", "SoC", "Python", "temperature", "lease"):
         assert any(line.startswith(f"{step} ") for line in out.splitlines()), step
+
+
+def test_diagnose_a_phone_that_is_ready(command: Command, android: LoopbackDevice, tmp_path: Path) -> None:
+    runtime = str(make_device_runtime(tmp_path / "runtime"))
+    code, out, _ = command("device", android.address, "diagnose", "--device-runtime", runtime)
+    assert code == 0, out
+    assert "libQnnHtpV75Skel.so: " in out
+    code, out, _ = command("devices", "--device", android.address, "--device-runtime", runtime)
+    assert code == 0
+    assert "device_runtime" in out
+    assert "nothing there runs models" not in out
+
+
+def test_a_runtime_folder_that_is_not_there_is_said(command: Command, android: LoopbackDevice, tmp_path: Path) -> None:
+    _, out, _ = command("devices", "--device", android.address, "--device-runtime", str(tmp_path / "nowhere"))
+    assert f"{tmp_path / 'nowhere'} is no folder" in out
 
 
 def test_diagnose_a_phone_without_a_runtime(command: Command, android: LoopbackDevice) -> None:

@@ -23,7 +23,9 @@ class Adb:
     def __init__(self, program: Path, server: AdbServer, device: LoopbackDevice) -> None:
         self.program, self.server, self.device = program, server, device
 
-    def __call__(self, *words: str | Path, stdin: bytes = b"", timeout: float = 30) -> subprocess.CompletedProcess[bytes]:
+    def __call__(
+        self, *words: str | Path, stdin: bytes = b"", timeout: float = 30
+    ) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(self.command(*words), input=stdin, capture_output=True, timeout=timeout)
 
     def command(self, *words: str | Path) -> list[str]:
@@ -289,7 +291,9 @@ def test_the_device_says_that_it_is_a_stand_in(adb: Adb) -> None:
 
 
 def test_a_lost_shell_gets_a_hangup_and_its_children_do_not(adb: Adb, make_lost: Callable[[Adb, str], None]) -> None:
-    make_lost(adb, "trap 'echo hup > /data/local/tmp/hup; exit' HUP; sleep 7777 & echo go; while :; do sleep 0.05; done")
+    make_lost(
+        adb, "trap 'echo hup > /data/local/tmp/hup; exit' HUP; sleep 7777 & echo go; while :; do sleep 0.05; done"
+    )
     hup = adb.device.path("/data/local/tmp/hup")
     while not hup.exists():
         assert adb("shell", "true").returncode == 0

@@ -287,6 +287,28 @@ def test_pushed_content_and_what_a_stream_is_sent_are_compared(tmp_path: Path) -
         replay(tmp_path / "rec", lambda transport: session(transport, 1))
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        (b"\xff" * 40, b"\xff" * 38 + b"ab", "stdin: 2 of 40 bytes differ from byte 38 on: b'ab' instead of"),
+        (b"\xff" * 40, b"\xff" * 39, "stdin: 39 bytes instead of 40, which differ from byte 39 on: b'' instead of"),
+        (b"\xff" * 40, b"text", "stdin: 'text' instead of 40 bytes"),
+        (
+            b"a\nb\n",
+            b"a\nc\nd\n",
+            "stdin line[1]: 'c' instead of 'b'\n  differs:  stdin line[2]: 'd', recorded was nothing",
+        ),
+        (b"a\nb\n", b"a\nb", "stdin: ends of lines"),
+        (BIG, b"x", "stdin: 'x' instead of 2048 bytes with digest"),
+    ],
+)
+def test_what_differs_in_content_is_shown(then: bytes, now: bytes, told: str, tmp_path: Path) -> None:
+    record(tmp_path / "rec", lambda t: t.shell(["put", "/x"], stdin=then))
+    with pytest.raises(ReplayError) as caught:
+        replay(tmp_path / "rec", lambda t: t.shell(["put", "/x"], stdin=now))
+    assert told in str(caught.value)
+
+
 def test_asking_more_or_less_is_a_difference(tmp_path: Path) -> None:
     def session(transport: Transport) -> None:
         transport.shell(["cat", "/x"])
@@ -436,7 +458,7 @@ def test_what_a_full_replay_never_comes_to_is_named(tmp_path: Path) -> None:
     again = Replay(tmp_path / "rec")
     for nodeid in TESTS:
         again.begin_test(nodeid)
-    with pytest.raises(ReplayError, match="recorded operations were not asked again"):
+    with pytest.raises(ReplayError, match=r"recorded operations were not asked again:\n(.*\n)*?  load a, line"):
         again.finish()
 
 
@@ -450,6 +472,19 @@ def test_the_same_part_again_gets_its_second_answers(tmp_path: Path) -> None:
 
     assert record(tmp_path / "rec", session) == ["1", "2", "3"]
     assert replay(tmp_path / "rec", session) == ["1", "2", "3"]
+
+
+def test_what_was_asked_the_second_time_is_no_answer_for_the_first(tmp_path: Path) -> None:
+    def session(transport: Transport, asks: list[bool]) -> None:
+        for ask in asks:
+            with part(transport, "probe"):
+                if ask:
+                    transport.shell(["count"])
+
+    record(tmp_path / "rec", lambda transport: session(transport, [False, True]))
+    replay(tmp_path / "rec", lambda transport: session(transport, [False, True]))
+    with pytest.raises(ReplayError, match="in 'probe': nothing was recorded here:"):
+        replay(tmp_path / "rec", lambda transport: session(transport, [True, False]))
 
 
 def test_threads_ask_each_in_their_own_order(tmp_path: Path) -> None:
@@ -518,7 +553,7 @@ def test_programs_are_known_by_digest_only(tmp_path: Path) -> None:
     library.write_bytes(b"\x7fELF" + BIG)
 
     def session(transport: Transport) -> None:
-        transport.push({"/d/lib": library, "/d/in": BIG}, timeout=9)
+        transport.push({"/d/lib": library, "/d/tool": library.read_bytes() + b"!", "/d/in": BIG}, timeout=9)
 
     record(tmp_path / "rec", session)
     assert [path.stat().st_size for path in (tmp_path / "rec" / "files").iterdir()] == [len(BIG)]
@@ -675,13 +710,18 @@ HOSTILE: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
         error={"class": "OSError", "message": "", "attributes": {"errno": "x"}}
     ),
     "artifact": lambda rows: rows.insert(
-        2, {"kind": "artifact", "key": "k", "files": {"../../.ssh/authorized_keys": {"text": "x"}}}
+        2, {"kind": "artifact", "key": "k", "files": {"../../.ssh/authorized_keys": {"text": "x"}}, "executable": []}
     ),
     "second beginning": lambda rows: rows.insert(2, dict(rows[0])),
     "after the end": lambda rows: rows.append(asked(rows, "clock")),
     "thread": lambda rows: asked(rows, "clock").update(thread="0"),
     "times": lambda rows: asked(rows, "clock").update(took="long"),
 }
+
+
+def test_the_forger_can_make_a_good_one_too(recorded: Path) -> None:
+    rewrite(recorded, lambda rows: asked(rows, "clock").update(answer=1.5))
+    Replay(recorded)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -162,5 +162,5 @@ def test_another_model_is_told_apart(
     run(recorder.transport(open_transport(android)), b"1" * 1000)
     recorder.close()
     run(Replay(tmp_path / "rec").transport(0), b"1" * 1000)
-    with pytest.raises(ReplayError, match="stdin: '.*1000 1.n' instead of '.*1000 1.n'"):
+    with pytest.raises(ReplayError, match=r"stdin line\[0\]: '.* 1000 1' instead of '.* 1000 1'"):
         run(Replay(tmp_path / "rec").transport(0), b"2" * 1000)

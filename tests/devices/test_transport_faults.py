@@ -43,11 +43,11 @@ def ends_soon() -> Iterator[None]:
 @pytest.fixture
 def android(kept_device: Callable[[str], LoopbackDevice], adb_server: AdbServer) -> Iterator[LoopbackDevice]:
     with as_before(kept_device("android")) as device:
+        AdbTransport(adb_server, device.address).reconnect(LATE)
         device.struck()
         yield device
         device.faults()
         device.disconnect(adb_server)
-        device.connect(adb_server)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def reconnect(adb_server: AdbServer) -> Callable[[LoopbackDevice], None]:
     def renew(device: LoopbackDevice) -> None:
         device.faults()
         device.disconnect(adb_server)
-        device.connect(adb_server)
+        AdbTransport(adb_server, device.address).reconnect(LATE)
 
     return renew
 
@@ -135,7 +135,7 @@ OPERATIONS = ("shell", "push", "pull", "read", "stat", "start")
             r"no space left on device .* for /data/local/tmp/x \(.*No space left",
             LATE,
         ),
-        ("push_mute", DeviceTimeoutError, r"not done within 0\\.5 s while it took /data/local/tmp/x", SOON),
+        ("push_mute", DeviceTimeoutError, r"not done within 0.5 s while it took /data/local/tmp/x", SOON),
         ("push_corrupt", DeviceFileError, "the digest of /data/local/tmp/x differs", LATE),
     ],
 )
@@ -208,7 +208,7 @@ def test_several_files_and_one_fault(line: AdbTransport, android: LoopbackDevice
         ("pull_cut", DeviceLostError, "lost device", LATE),
         ("pull_done", DeviceFileError, "/data/local/tmp/x on device .* was cut short", LATE),
         ("pull_corrupt", DeviceFileError, "/data/local/tmp/x on device .* its digest differs", LATE),
-        ("pull_mute", DeviceTimeoutError, "not done within 0\\.5 s while it sent /data/local/tmp/x", SOON),
+        ("pull_mute", DeviceTimeoutError, "not done within 0.5 s while it sent /data/local/tmp/x", SOON),
     ],
 )
 @pytest.mark.parametrize("at", [0, 1_000_000])

@@ -192,9 +192,7 @@ class Daemon:
                 return None
             faults = self.request(kind.encode(), argument, "shell")
             terminal = kind == "shell" and ("pty" in options or (not argument and "raw" not in options))
-            return ShellService(
-                self, stream, argument, packets="v2" in options, terminal=terminal, faults=faults
-            ).run()
+            return ShellService(self, stream, argument, packets="v2" in options, terminal=terminal, faults=faults).run()
         if kind == "sync":
             return SyncService(self, stream).run()
         if kind == "tcp":
@@ -206,8 +204,8 @@ class Daemon:
         refusals = {
             "root": "adbd cannot run as root in production builds\n",
             "unroot": "adbd not running as root\n",
-            "remount": "Not running as root. Try \"adb root\" first.\n",
-            "disable-verity": "Not running as root. Try \"adb root\" first.\n",
+            "remount": 'Not running as root. Try "adb root" first.\n',
+            "disable-verity": 'Not running as root. Try "adb root" first.\n',
             "tcpip": "a loopback device stays on the port it has\n",
             "usb": "a loopback device has no USB\n",
         }
@@ -277,5 +275,3 @@ def _empty(folder: str) -> None:
                     os.unlink(inner)
                 else:
                     os.rmdir(inner)
-
-

@@ -88,9 +88,9 @@ def _serve(settings: Mapping[str, Any], control: socket.socket) -> None:
 
 async def _run(settings: Mapping[str, Any], root: str | None, control: socket.socket) -> None:
     here = root or ""
-    environment = {
-        name: value.replace("{root}", here) for name, value in settings["environment"].items()
-    } | ({"FAKE_ROOT": here} if here else {})
+    environment = {name: value.replace("{root}", here) for name, value in settings["environment"].items()} | (
+        {"FAKE_ROOT": here} if here else {}
+    )
     daemon = Daemon(
         settings["serial"],
         DevicePaths(root, settings["shown"]),

@@ -80,9 +80,7 @@ class Stream:
             if self.closed:
                 raise StreamClosed
             self._acknowledged.clear()
-            await self.connection.send(
-                WRTE, self.local, self.remote, view[start : start + self.connection.max_payload]
-            )
+            await self.connection.send(WRTE, self.local, self.remote, view[start : start + self.connection.max_payload])
             await self._acknowledged.wait()
         if self.closed:
             raise StreamClosed

@@ -11,7 +11,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 PREFIX = "/opt/python"
-_OURS = re.compile(r"(__editable__.*)?pytest[_.-]qnn", re.I)  # a device doesn't have us: what runs there must need no more
+_OURS = re.compile(
+    r"(__editable__.*)?pytest[_.-]qnn", re.I
+)  # a device doesn't have us: what runs there must need no more
 
 
 def make(root: Path, missing: Collection[str] | None) -> str:
@@ -47,7 +49,11 @@ def shown() -> list[str]:
     """Folders of this host that Python and its packages need, and this project; none inside of another, none below /usr."""
     here = Path(__file__).resolve().parents[2]
     wanted = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))}
-    wanted |= {*_package_folders(), str(here), *(path for path in sys.path if path.endswith(("-packages", "lib-dynload")))}
+    wanted |= {
+        *_package_folders(),
+        str(here),
+        *(path for path in sys.path if path.endswith(("-packages", "lib-dynload"))),
+    }
     for scheme in ("stdlib", "platstdlib"):
         wanted.add(sysconfig.get_path(scheme))
     folders: list[str] = []

@@ -208,7 +208,7 @@ async def _open_terminal(master: int) -> tuple[asyncio.StreamReader, asyncio.Str
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     reading = asyncio.StreamReaderProtocol(reader)
-    await loop.connect_read_pipe(lambda: reading, open(os.dup(master), "rb", buffering=0))
+    await loop.connect_read_pipe(lambda: reading, open(os.dup(master), "rb", buffering=0))  # noqa: SIM115
     sink = open(master, "wb", buffering=0)  # noqa: SIM115  (the transport closes it)
     transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, sink)
     return reader, asyncio.StreamWriter(transport, protocol, None, loop)
