@@ -104,7 +104,7 @@ def _told(folder: Path) -> int:
 
     session = read_session(folder)
     write(
-        f"{folder}: {len(session.tests)} tests, {session.operations} operations, "
+        f"{folder}: {_count(len(session.tests), 'test')}, {_count(session.operations, 'operation')}, "
         f"{_mib(_disk(session))} recorded. Replay: pytest-qnn replay {folder}"
     )
     found = problems(session)
@@ -241,7 +241,7 @@ def _print(summary: dict[str, Any]) -> None:
     write(
         f"{total} operations ({shared} outside of tests), {_mib(summary['bytes_to_devices'])} to devices, "
         f"{_mib(summary['bytes_from_devices'])} from devices, {_mib(summary['bytes_on_disk'])} on disk, "
-        f"{len(summary['artifacts'])} compiled models"
+        f"{_count(len(summary['artifacts']), 'compiled model')}"
     )
     if summary["errors"]:
         write("recorded errors: " + _plain(", ".join(f"{n} {name}" for name, n in summary["errors"].items())))
@@ -252,6 +252,10 @@ def _print(summary: dict[str, Any]) -> None:
 def _plain(text: str) -> str:
     """``text`` without characters that steer a terminal."""
     return _CONTROL.sub("?", text)
+
+
+def _count(number: int, one: str) -> str:
+    return f"{number} {one if number == 1 else one + 's'}"
 
 
 def _mib(count: int) -> str:

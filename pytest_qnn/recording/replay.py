@@ -159,7 +159,7 @@ class Replay:
                 if len(left) > _LEFT:
                     lines.append(f"  and {len(left) - _LEFT} more")
                 raise self._fail(
-                    f"replay of {self.folder}: {len(left)} recorded operations were not asked again:\n"
+                    f"replay of {self.folder}: {len(left)} recorded {'operation was' if len(left) == 1 else 'operations were'} not asked again:\n"
                     + "\n".join(lines)
                     + f"\n{self._same()}"
                 )

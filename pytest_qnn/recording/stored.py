@@ -254,7 +254,7 @@ def problems(session: StoredSession) -> list[str]:
         found.append("the last line is incomplete and was left out: the recorder was killed while it wrote")
     elif not session.ended:
         found.append(
-            "it was never closed: the recorder was killed, or is still at work; up to there it can be replayed"
+            "it was never closed: the recorder was killed, could not write, or is still at work; up to there it can be replayed"
         )
     needed = [
         described

@@ -84,6 +84,8 @@ def summary_notes(collector: Collector) -> list[str]:
         notes.append("* computed by Qualcomm's HTP simulator; its times say nothing about a device")
     devices = {d["serial"]: d["stand_in"] for r in records if (d := r["provenance"]["device"]) and d["stand_in"]}
     notes += [f"* {serial} is a stand-in for a device: {text}" for serial, text in devices.items()]
+    replayed = {d["serial"]: text for r in records if (d := r["provenance"]["device"]) and (text := d.get("replayed"))}
+    notes += [f"* {serial} was not asked: this is a replay of a {text}" for serial, text in replayed.items()]
     if any(r.get("synthetic_inputs") for r in records):
         notes.append("~ on inputs of qnn_inputs, which can't show a wrong calibration")
     notes += sorted({f"note: {note}" for r in records for note in r["provenance"]["notes"]})

@@ -511,7 +511,9 @@ class DeviceRuntime(Runtime):
         simulator = simulator and (options.get("backend_type") == "htp" or "Htp" in options.get("backend_path", ""))
         if simulator and not options.get("soc_model"):  # it would be one of its own choice, that nobody asked for
             raise Refused("unavailable", "this is x86-64, where a simulator computes: it must be told which SoC to be")
-        return super().do_load({**message, "model": model}, feed)
+        reply, _ = super().do_load({**message, "model": model}, feed)
+        reply["versions"], _ = self.do_versions({"qnn": message["provider"] == QNN}, {})
+        return reply, {}
 
     def do_versions(self, message: Mapping[str, Any], feed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """What runs here; with ``qnn``, QNN must be there too."""

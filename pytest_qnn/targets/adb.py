@@ -236,7 +236,8 @@ class AdbTarget:
             place=f"{where}, stand-in" if stand_in else where,
             runner=runner,
             serial=facts.serial,
-            device=facts.to_json() | {"stand_in": stand_in},
+            device=facts.to_json()
+            | {"stand_in": stand_in, "replayed": self.tape.about if isinstance(self.tape, Replay) else ""},
         )
         if runner == "ort":
             from pytest_qnn.runners.device_ort import device_provider_options

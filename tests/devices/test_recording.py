@@ -318,7 +318,7 @@ def test_asking_more_or_less_is_a_difference(tmp_path: Path) -> None:
     with pytest.raises(ReplayError, match=r"more was asked than was recorded \(2 operations here\)"):
         replay(tmp_path / "rec", lambda t: (session(t), t.clock()))
     with pytest.raises(
-        ReplayError, match=r"1 recorded operations were not asked again:\n  session, line \d+: shell count"
+        ReplayError, match=r"1 recorded operation was not asked again:\n  session, line \d+: shell count"
     ):
         replay(tmp_path / "rec", lambda t: t.shell(["cat", "/x"]))
 

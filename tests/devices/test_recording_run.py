@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,7 @@ def test_float(qnn_backend, qnn_inputs):
 """
 WITHOUT = """
 import sys
+import time
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
@@ -103,21 +106,36 @@ def recorded(
         where = [f"--qnn-adb-server={adb_server.address}", f"--qnn-device={device.address}"]
         if request.param == "android":
             where.append(f"--qnn-device-runtime={make_device_runtime(folder / 'sdk')}")
-        code, output = run(project, "record", str(folder / "rec"), "--", "-s", *where, command="pytest_qnn.cli")
+        code, output = run(
+            project,
+            "record",
+            str(folder / "rec"),
+            "--",
+            "-s",
+            f"--qnn-json={folder / 'recorded.json'}",
+            *where,
+            command="pytest_qnn.cli",
+        )
         device.disconnect(adb_server)
     shutil.rmtree(folder / "sdk", ignore_errors=True)
     assert code == 0, output
     return Recorded(project, folder / "rec", output)
 
 
-def test_the_same_tests_pass_with_the_same_numbers_without_the_device(recorded: Recorded) -> None:
-    code, output = recorded.again()
+def test_the_same_tests_pass_with_the_same_numbers_without_the_device(recorded: Recorded, tmp_path: Path) -> None:
+    report = tmp_path / "replayed.json"
+    code, output = recorded.again(f"--qnn-json={report}")
     assert code == 0, output
     assert "3 passed" in output
     numbers = re.findall(r"first (\S+)", recorded.output)
     assert len(numbers) == 1
     assert re.findall(r"first (\S+)", output) == numbers
-    assert "stand-in" in output
+    assert "was not asked: this is a replay of a recording of" in output
+    assert "was not asked" not in recorded.output
+    for file, replayed in ((report, True), (recorded.folder.parent / "recorded.json", False)):
+        devices = [record["provenance"]["device"] for record in json.loads(file.read_text())["records"]]
+        assert len(devices) == 3
+        assert all(device["stand_in"] and bool(device["replayed"]) == replayed for device in devices)
 
 
 @pytest.mark.parametrize("name", ["test_other", "test_float"])
@@ -199,3 +217,45 @@ def test_replay_runs_what_was_recorded(recorded: Recorded) -> None:
     code, output = command("record", "show", str(cut))
     assert code == 1
     assert "the recorder was killed while it wrote" in output
+
+
+LOST = """
+import os, time
+from pathlib import Path
+from pytest_qnn import *
+
+def test_before_and_after(qnn_backend, qnn_inputs):
+    session = qnn_backend.load("conv.qdq.onnx")
+    first = session.run(qnn_inputs(session, 1))
+    if waits := os.environ.get("WAIT"):
+        Path(waits, "ready").touch()
+        while not Path(waits, "go").exists():
+            time.sleep(0.02)
+    again = session.run(qnn_inputs(session, 1))
+    assert (first.outputs[0]["y"] == again.outputs[0]["y"]).all()
+"""
+
+
+@pytest.mark.slow
+def test_a_device_that_was_lost_and_got_back_is_so_again(adb_server: AdbServer, models: Path, tmp_path: Path) -> None:
+    needs_simulator()
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(models / "conv.qdq.onnx", project)
+    (project / "test_it.py").write_text(LOST)
+    (project / "without.py").write_text(f"PACKAGES = {NOT_NEEDED['linux']}\n{WITHOUT}")
+    with LoopbackDevice(tmp_path / "device", flavor="linux") as device, ThreadPoolExecutor(1) as pool:
+        device.connect(adb_server)
+        where = [f"--qnn-adb-server={adb_server.address}", f"--qnn-device={device.address}"]
+        recording = pool.submit(run, project, f"--qnn-record={tmp_path / 'rec'}", *where, WAIT=str(tmp_path))
+        while not (tmp_path / "ready").exists() and not recording.done():
+            time.sleep(0.02)
+        device.drop()
+        (tmp_path / "go").touch()
+        code, output = recording.result()
+        device.disconnect(adb_server)
+    assert code == 0, output
+    assert "device lost, done once more" in output
+    code, output = Recorded(project, tmp_path / "rec", "").again()
+    assert code == 0, output
+    assert "device lost, done once more" in output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -457,4 +456,3 @@ def test_large_file_goes_and_comes(line: AdbTransport, android: LoopbackDevice, 
     assert line.pull({f"{TMP}/large": back}, timeout=60) == sent
     assert psutil.Process().memory_info().rss - memory < 30 << 20
     assert back.read_bytes() == source.read_bytes()
-    shutil.rmtree(android.path(TMP))

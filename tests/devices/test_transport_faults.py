@@ -43,11 +43,11 @@ def ends_soon() -> Iterator[None]:
 @pytest.fixture
 def android(kept_device: Callable[[str], LoopbackDevice], adb_server: AdbServer) -> Iterator[LoopbackDevice]:
     with as_before(kept_device("android")) as device:
-        AdbTransport(adb_server, device.address).reconnect(LATE)
         device.struck()
         yield device
         device.faults()
         device.disconnect(adb_server)
+        AdbTransport(adb_server, device.address).reconnect(LATE)
 
 
 @pytest.fixture
@@ -410,22 +410,26 @@ def gone_from(folder: Path, suffix: str) -> bool:
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
 def test_stopped_server_is_a_timeout(
-    private_line: AdbTransport, private_device: LoopbackDevice, big: Path, here: Path, operation: str
+    private_line: AdbTransport, private_device: LoopbackDevice, big: Path, here: Path
 ) -> None:
     line = private_line
     private_device.path(f"{TMP}/there").write_bytes(b"content")
     pid = pid_of(line.server)
     os.kill(pid, signal.SIGSTOP)
     try:
-        with ends_soon(), pytest.raises(DeviceTimeoutError, match=r"the ADB server at .* did not answer within 0\.4 s"):
-            operations(line, big, here)[operation](0.4)
-        if operation == "stat":
-            with ends_soon(), pytest.raises(DeviceLostError):
-                line.reconnect(1.0)
+        for operation in operations(line, big, here).values():
+            with (
+                ends_soon(),
+                pytest.raises(DeviceTimeoutError, match=r"the ADB server at .* did not answer within 0\.2 s"),
+            ):
+                operation(0.2)
+        with ends_soon(), pytest.raises(DeviceLostError, match=r"did not come back within 0\.5 s"):
+            line.reconnect(0.5)
     finally:
         os.kill(pid, signal.SIGCONT)
+    line.reconnect(LATE)
+    assert not list(here.iterdir())
 
 
 def test_server_killed_in_mid_call_is_a_lost_device(private_line: AdbTransport, private_device: LoopbackDevice) -> None:

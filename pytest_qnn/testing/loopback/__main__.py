@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pytest_qnn.adb.server import start_server
@@ -49,13 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(chosen: argparse.Namespace, life: ExitStack) -> int:
-    folder = Path(life.enter_context(tempfile.TemporaryDirectory(prefix="pytest-qnn-loopback-")))
+    folder = Path(
+        life.enter_context(tempfile.TemporaryDirectory(prefix="pytest-qnn-loopback-", ignore_cleanup_errors=True))
+    )
+    life.enter_context(_removed_afterwards(folder))
     runtime = make_device_runtime(folder / "runtime", chosen.soc)
     server = life.enter_context(start_server())
+    addresses = []
     for number in range(chosen.count):
         device = LoopbackDevice(folder / f"device{number}", flavor=chosen.flavor, soc=chosen.soc)
         life.enter_context(device)
         device.connect(server)
+        addresses.append(f"adb://{device.address}@{server.address}")
     options = f"--qnn-target=adb --qnn-adb-server={server.address} --qnn-device-runtime={runtime}"
     if chosen.command:
         added = f"{os.environ.get('PYTEST_ADDOPTS', '')} {options}".strip()
@@ -64,9 +69,20 @@ def _serve(chosen: argparse.Namespace, life: ExitStack) -> int:
         f"{chosen.count} loopback devices ({chosen.flavor}, {chosen.soc}); Ctrl-C ends them. Use them with:\n"
     )
     sys.stdout.write(f"  python -m pytest {options}\n")
+    sys.stdout.write(f"  adb -P {server.port} devices\n")
+    sys.stdout.write("One of several is chosen by --qnn-device:\n")
+    sys.stdout.writelines(f"  --qnn-device={address}\n" for address in addresses)
     sys.stdout.flush()
     while True:
         signal.pause()
+
+
+@contextmanager
+def _removed_afterwards(folder: Path) -> Iterator[None]:
+    """Have a folder removed also if this process is killed: by a shell whose standard input ends with it."""
+    script = 'trap "" INT HUP TERM; cat >/dev/null; rm -rf -- "$1"'
+    with subprocess.Popen(["/bin/sh", "-c", script, "sh", folder], stdin=subprocess.PIPE, start_new_session=True):
+        yield
 
 
 def _interrupt(number: int, frame: object) -> None:

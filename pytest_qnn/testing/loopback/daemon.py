@@ -63,6 +63,7 @@ class Daemon:
         self._reverses = ReverseForwards(serial)
         self._own: set[int] = set()  # programs that somebody waits for
         self._starting = 0
+        self._rebooting = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._new_boot()
 
@@ -91,11 +92,17 @@ class Daemon:
 
     async def reboot(self, down: float) -> None:
         """Go away, forget everything that doesn't survive a reboot, and come back after ``down`` seconds."""
-        self.unplug()
-        self._reverses.close()
-        await self._shut_down()
-        await asyncio.sleep(down)
-        await self.listen()
+        if self._rebooting:
+            return
+        self._rebooting = True
+        try:
+            self.unplug()
+            self._reverses.close()
+            await self._shut_down()
+            await asyncio.sleep(down)
+            await self.listen()
+        finally:
+            self._rebooting = False
 
     def start_reboot(self, down: float) -> None:
         """Reboot, without waiting for it."""
@@ -162,9 +169,12 @@ class Daemon:
     def note(self, word: bytes, subject: bytes) -> str:
         """Remember a request."""
         text = f"{word.decode('ascii')} {os.fsdecode(subject)}"
+        self._remember(text)
+        return text
+
+    def _remember(self, text: str) -> None:
         if len(self._requests) < _MANY:
             self._requests.append(text)
-        return text
 
     def take_requests(self) -> list[str]:
         """Requests since this was last asked."""
@@ -184,7 +194,7 @@ class Daemon:
         kind, *options = name.decode("utf-8", "surrogateescape").split(",")
         subject = os.fsdecode(service)
         if kind not in ("shell", "exec", "sync"):
-            self._requests.append(subject)
+            self._remember(subject)
         if self.faults.hangs(subject):
             return self._hang(stream)
         if kind in ("shell", "exec"):

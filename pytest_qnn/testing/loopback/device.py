@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from pytest_qnn.devices.soc import find_soc
-from pytest_qnn.testing.loopback import flavors, python_environment
+from pytest_qnn.testing.loopback import flavors, namespace, processes, python_environment
 from pytest_qnn.testing.loopback.faults import check
 
 ANSWER_SECONDS = 20.0
@@ -119,7 +119,7 @@ class LoopbackDevice:
             OSError: it can't; the message has what its process said.
         """
         root = self.folder / "root"
-        shutil.rmtree(root, ignore_errors=True)
+        namespace.remove(root)
         root.mkdir(parents=True)
         settings = self._prepare(root)
         try:
@@ -131,6 +131,7 @@ class LoopbackDevice:
             if not self._control:
                 reason = "not wanted" if not self._isolate or os.environ.get(NO_ISOLATION) else _refused[0]
                 self.isolation = f"paths in commands are rewritten, for it has no root of its own: {reason}"
+                flavors.hide_host_processes(root, self.flavor)
                 self._launch(settings | {"isolate": False})
             else:
                 self.isolated = True
@@ -150,8 +151,10 @@ class LoopbackDevice:
             except subprocess.TimeoutExpired:
                 self._guard.kill()
                 self._guard.wait()
+            if self._guard.returncode:  # it was killed, and could not see to the rest
+                processes.kill_marked(f"{flavors.MARK}={self.folder / 'root'}")
             self._guard = None
-        shutil.rmtree(self.folder / "root", ignore_errors=True)
+        namespace.remove(self.folder / "root")
         with suppress(OSError):
             if not (self.folder / "process.log").stat().st_size:
                 (self.folder / "process.log").unlink()
@@ -180,7 +183,7 @@ class LoopbackDevice:
                 shutil.copy(content, place)
             else:
                 place.write_bytes(content)
-        environment = {"PATH": f"{{root}}{tools}", "LANG": "C.UTF-8", "PYTEST_QNN_LOOPBACK": self.name}
+        environment = {"PATH": f"{{root}}{tools}", "LANG": "C.UTF-8", flavors.MARK: str(root)}
         if self.flavor == "android":
             environment |= {"HOME": "{root}/", "ANDROID_ROOT": "/system", "ANDROID_DATA": "/data"}
             environment |= {"TMPDIR": "{root}/data/local/tmp", "USER": "shell"}

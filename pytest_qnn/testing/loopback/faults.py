@@ -11,7 +11,8 @@ open_hang           bool   a service that is asked for is never opened and never
 push_delay          float  seconds that it takes for each 64 KiB that it is sent
 ==================  =====  =============================================================================================
 
-In mid work, at byte N of one request (0: before the first); that is a byte of the file, or of what a command writes:
+In mid work, at byte N of one request: of a file, or of what a command writes. A command is not even started at byte 0, and
+one that writes less than N bytes is hit at its end, before its exit code; a file of less than N bytes is not hit:
 
 ==================  =====  =============================================================================================
 push_drop           int    the connection drops

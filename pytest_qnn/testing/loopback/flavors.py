@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STAND_IN = "/run/pytest-qnn-stand-in"
+MARK = "PYTEST_QNN_LOOPBACK"  # variable in the environment of every program on a device: the device's folder
 BOOT_ID = "/run/boot_id"
 LOGS = ("/run/log/logcat", "/run/log/kernel")
 
@@ -43,120 +44,14 @@ COOLING = {"thermal-cpufreq-0": 10, "thermal-devfreq-0": 6, "cdsp": 5}  # highes
 CORES, CORE_KHZ, GPU_HZ, DDR_HZ = 8, 2_265_600, 680_000_000, 2_092_000_000
 
 # The tools of a device, as far as this host has them: toybox's on a phone, coreutils' and friends' on a board.
-TOOLS = [
-    "[",
-    "awk",
-    "base64",
-    "basename",
-    "cat",
-    "chgrp",
-    "chmod",
-    "chown",
-    "cksum",
-    "clear",
-    "cmp",
-    "comm",
-    "cp",
-    "cut",
-    "date",
-    "dd",
-    "df",
-    "diff",
-    "dirname",
-    "du",
-    "echo",
-    "env",
-    "expand",
-    "expr",
-    "false",
-    "file",
-    "find",
-    "flock",
-    "fold",
-    "free",
-    "getconf",
-    "grep",
-    "groups",
-    "gunzip",
-    "gzip",
-    "head",
-    "hostname",
-    "iconv",
-    "ionice",
-    "kill",
-    "ln",
-    "ls",
-    "md5sum",
-    "mkdir",
-    "mkfifo",
-    "mktemp",
-    "mv",
-    "nice",
-    "nl",
-    "nohup",
-    "nproc",
-    "od",
-    "paste",
-    "patch",
-    "pgrep",
-    "pidof",
-    "pkill",
-    "printenv",
-    "printf",
-    "ps",
-    "pwd",
-    "readlink",
-    "realpath",
-    "renice",
-    "rev",
-    "rm",
-    "rmdir",
-    "sed",
-    "seq",
-    "setsid",
-    "sh",
-    "sha1sum",
-    "sha224sum",
-    "sha256sum",
-    "sha384sum",
-    "sha512sum",
-    "sleep",
-    "sort",
-    "split",
-    "stat",
-    "strings",
-    "stty",
-    "sync",
-    "tac",
-    "tail",
-    "tar",
-    "taskset",
-    "tee",
-    "test",
-    "time",
-    "timeout",
-    "top",
-    "touch",
-    "tr",
-    "true",
-    "truncate",
-    "tty",
-    "ulimit",
-    "uniq",
-    "unlink",
-    "uptime",
-    "uudecode",
-    "uuencode",
-    "vmstat",
-    "wc",
-    "which",
-    "who",
-    "whoami",
-    "xargs",
-    "xxd",
-    "yes",
-    "zcat",
-]
+TOOLS = """
+[ awk base64 basename cat chgrp chmod chown cksum clear cmp comm cp cut date dd df diff dirname du echo env expand
+expr false file find flock fold free getconf grep groups gunzip gzip head hostname iconv ionice kill ln ls md5sum
+mkdir mkfifo mktemp mv nice nl nohup nproc od paste patch pgrep pidof pkill printenv printf ps pwd readlink realpath
+renice rev rm rmdir sed seq setsid sh sha1sum sha224sum sha256sum sha384sum sha512sum sleep sort split stat strings
+stty sync tac tail tar taskset tee test time timeout top touch tr true truncate tty ulimit uniq unlink uptime uudecode
+uuencode vmstat wc which who whoami xargs xxd yes zcat
+"""
 
 _GETPROP = """\
 file=${FAKE_ROOT}/system/build.prop
@@ -215,6 +110,12 @@ case "$*" in
 esac
 """
 _WHOAMI = "echo shell\n"
+
+
+def hide_host_processes(root: Path, flavor: str) -> None:
+    """Take away the tools that end or list processes by name: without namespaces they would find this host's."""
+    for tool in ("pkill", "pgrep", "pidof", "top"):
+        (root / tools_folder(flavor).lstrip("/") / tool).unlink(missing_ok=True)
 
 
 def tools_folder(flavor: str) -> str:
@@ -295,7 +196,7 @@ def _properties(flavor: str, soc: str, name: str) -> dict[str, str]:
 
 def _tools(root: Path, flavor: str, as_root: bool) -> None:
     folder = root / tools_folder(flavor).lstrip("/")
-    for tool in TOOLS:
+    for tool in TOOLS.split():
         if path := _on_host(tool):
             (folder / tool).symlink_to(path)
     if real := _on_host("uname"):

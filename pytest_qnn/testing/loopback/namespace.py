@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,18 +26,20 @@ class NotAllowed(Exception):
 
 
 def unshare() -> None:
-    """Let the next process that this one forks be the first in namespaces of its own.
+    """Let the next process that this one forks be the first of a process namespace, and be allowed to :func:`enter` a root.
+
+    This process itself stays where it is among the mounts: it removes the device's files at the end, and would else find
+    the host's folders among them.
 
     Raises:
         NotAllowed: the host doesn't allow it. Nothing was changed.
     """
     user, group = os.geteuid(), os.getegid()
-    flags = _CLONE_NEWNS | _CLONE_NEWPID
     if not (Path("/usr").is_dir() and (not Path("/bin").exists() or Path("/bin").is_symlink())):
         raise NotAllowed("/bin of this host is not a link into /usr")
-    if user == 0 and _call("unshare", flags) is None:
+    if user == 0 and _call("unshare", _CLONE_NEWPID) is None:
         return
-    if refused := _call("unshare", flags | _CLONE_NEWUSER):
+    if refused := _call("unshare", _CLONE_NEWPID | _CLONE_NEWUSER):
         raise NotAllowed(f"unshare: {refused}")
     try:
         Path("/proc/self/setgroups").write_text("deny")
@@ -57,6 +61,8 @@ def enter(root: Path, *, shown: Sequence[str], frozen: Sequence[str], boot_id: s
     Raises:
         NotAllowed: the host forbids a step of it. This process is of no use any more.
     """
+    if refused := _call("unshare", _CLONE_NEWNS):
+        raise NotAllowed(f"unshare: {refused}")
     _mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
     _bind(str(root), root)
     for name in ("usr", *shown):
@@ -95,6 +101,12 @@ def _terminals(devices: Path) -> None:
         (devices / "ptmx").symlink_to("pts/ptmx")
 
 
+def remove(root: Path) -> None:
+    """Remove a device's files; not while anything is mounted among them that this process sees."""
+    if not _mounts(root.resolve()):
+        shutil.rmtree(root, ignore_errors=True)
+
+
 def _limit(root: Path, space: int) -> None:
     """Put what was in the writable folders on a file system of its own, of that size."""
     whole = root / ".space"
@@ -114,7 +126,19 @@ def _limit(root: Path, space: int) -> None:
 def _show(path: Path, root: Path) -> None:
     place = _place(root / path.relative_to("/"), like=path)
     _bind(str(path), place, recursive=True)
-    _read_only(place)
+    for mounted in _mounts(place):
+        _read_only(mounted)
+
+
+def _mounts(below: Path) -> list[Path]:
+    """Where something is mounted that this process sees: at this path and below it."""
+    prefix, found = os.fsencode(below), []
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            place = re.sub(rb"\\(\d{3})", lambda code: bytes([int(code[1], 8)]), line.split()[4])  # proc(5)
+            if place == prefix or place.startswith(prefix + b"/"):
+                found.append(Path(os.fsdecode(place)))
+    return found
 
 
 def _place(place: Path, like: Path) -> Path:
@@ -134,8 +158,7 @@ def _bind(source: str, place: Path, recursive: bool = False) -> None:
 def _read_only(place: Path) -> None:
     status = os.statvfs(place).f_flag
     kept = sum(flag for bit, flag in _KEPT.items() if status & bit)  # locked ones may not be taken away
-    with contextlib.suppress(NotAllowed):  # what the user may not write stays so either way
-        _mount("none", str(place), flags=_MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept)
+    _mount("none", str(place), flags=_MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept)
 
 
 def _mount(source: str, place: str, *, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -53,7 +52,7 @@ def main() -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(daemon, 0)[1])
     processes.kill_all()
     if settings["remove"] and code != NOT_ALLOWED:
-        shutil.rmtree(settings["root"], ignore_errors=True)
+        namespace.remove(Path(settings["root"]))
     sys.exit(code)
 
 

@@ -37,6 +37,15 @@ def kill_all() -> None:
         time.sleep(0.005)
 
 
+def kill_marked(setting: str) -> None:
+    """Kill the processes of this user that have this setting (``NAME=VALUE``) in their environment."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+                if os.fsencode(setting) in file.read().split(b"\0"):
+                    os.kill(int(name), signal.SIGKILL)
+
+
 def reap_orphans(own: Collection[int]) -> None:
     """Take leave of ended children that nobody waits for: all but ``own``."""
     for process in _children_of(os.getpid()):

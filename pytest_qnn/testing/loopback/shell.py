@@ -55,7 +55,12 @@ class ShellService:
             return
         if await self._strike(0, 0):
             return
-        ours, errors, theirs = await self._streams()
+        try:
+            ours, errors, theirs = await self._streams()
+        except OSError as error:
+            await self._send(STDERR, f"error: no terminal: {error}\n".encode())
+            await self._exit(1)
+            return
         program = [self._daemon.shell, "-c", self._daemon.paths.command(self._command)]
         if not self._command:
             program = [self._daemon.shell, "-i"]
@@ -73,10 +78,9 @@ class ShellService:
             if not output.done():
                 raise StreamClosed  # the feeder ends when the other side goes away, and not before
             await output
-            if not await asyncio.shield(self._cut_short()):
+            if not self._cut_short():
                 code = await process.wait()
-                if self._packets:
-                    await self._send(EXIT, bytes([code if code >= 0 else 128 - code]))
+                await self._exit(code if code >= 0 else 128 - code)
         finally:
             for task in (feeder, output):
                 task.cancel()
@@ -124,6 +128,10 @@ class ShellService:
             self._written += len(data)
             await self._stream.write(self._packet(kind, data))
 
+    async def _exit(self, code: int) -> None:
+        if self._packets:
+            await self._send(EXIT, bytes([code]))
+
     def _packet(self, kind: int, data: bytes) -> bytes:
         return _PACKET.pack(kind, len(data)) + data if self._packets else data
 
@@ -142,7 +150,7 @@ class ShellService:
                 return True
         return False
 
-    async def _cut_short(self) -> bool:
+    def _cut_short(self) -> bool:
         """Show the fault that lies beyond the output, once the program ended: it may be one without any."""
         for name in ("shell_drop", "shell_mute", "shell_close"):
             if self._faults.strikes(name, self._written, 1 << 62) is not None:
