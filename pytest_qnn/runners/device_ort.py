@@ -109,6 +109,7 @@ def check_library(transport: Transport, facts: DeviceFacts, backend: str) -> Non
         DeviceError: of the transport.
     """
     assert facts.python is not None
+    _check_gpu(facts, backend)
     library = BACKEND_LIBRARIES[backend]
     words = [facts.python.path, "-I", "-B", "-c", _HAS_LIBRARY, library]
     with part(transport, f"is {library} in onnxruntime-qnn"):
@@ -122,6 +123,17 @@ def check_library(transport: Transport, facts: DeviceFacts, backend: str) -> Non
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d{1,6}", version)[:2])
+
+
+def _simulates(facts: DeviceFacts) -> bool:
+    return bool(facts.stand_in) or facts.abi in ("x86_64", "amd64")
+
+
+def _check_gpu(facts: DeviceFacts, backend: str) -> None:
+    if backend == "gpu" and _simulates(facts):
+        raise BackendUnavailableError(
+            f"device {facts.serial} is an x86-64 host, and QNN's GPU backend can't run models there: it needs an Adreno GPU"
+        )
 
 
 def device_provider_options(facts: DeviceFacts, backend: str, options: Mapping[str, str]) -> dict[str, str]:
@@ -139,13 +151,8 @@ def device_provider_options(facts: DeviceFacts, backend: str, options: Mapping[s
         OptionError: an option that onnxruntime has no way to honour.
     """
     asked = provider_options(backend, options)
-    if not facts.stand_in and facts.abi not in ("x86_64", "amd64"):
-        return {**asked, "backend_path": BACKEND_LIBRARIES[backend]}
-    if backend == "gpu":
-        raise BackendUnavailableError(
-            f"device {facts.serial} is an x86-64 host, and QNN's GPU backend can't run models there: it needs an Adreno GPU"
-        )
-    if backend == "cpu":
+    _check_gpu(facts, backend)
+    if backend != "htp" or not _simulates(facts):
         return {**asked, "backend_path": BACKEND_LIBRARIES[backend]}
     if facts.soc is None:
         raise BackendUnavailableError(f"device {facts.serial}: its SoC is unknown, and the simulator must be told one")
@@ -465,23 +472,13 @@ class DeviceAgents:
             if not living:
                 self._spare = self._start("any")
                 living = [self._spare]
-        subject = f"the runtime on device {self.device.transport.serial}"
+        serial = self.device.transport.serial
+        subject = f"the runtime on device {serial}"
         with part(self.device.transport, "versions of the runtime"):
             answer, _ = living[0].ask("versions", subject, START_SECONDS, 1e6, qnn=True)
         if not answer["ok"]:
-            raise _refusal(f"device {self.device.transport.serial}", answer, "")
-        names = (
-            "python",
-            "onnxruntime",
-            "onnxruntime_qnn",
-            "qnn",
-            "numpy",
-            "machine",
-            "system",
-            "executable",
-            "folder",
-        )
-        return {name: clean(answer.get(name, "")) for name in names}
+            raise _refusal(f"device {serial}", answer, "")
+        return _read_versions(answer)
 
     def close(self) -> None:
         """End them all."""
@@ -516,14 +513,14 @@ class DeviceOrtModel:
     Attributes:
         info: what loading showed, with the placement as onnxruntime on the device assigned it.
         libraries: QNN's libraries in the process there, by path.
+        versions: of what runs there, as :meth:`DeviceAgents.versions` tells them.
+        notes: the same, for records.
         loads: how often it was loaded.
 
     Raises:
         CompileError, ModelError: the runtime refused the model, or its files changed since they were read.
         TargetError: as for :meth:`DeviceAgent.receive`, or the files can't be put on the device.
     """
-
-    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -540,6 +537,8 @@ class DeviceOrtModel:
         self._loading = threading.Lock()
         self._fields: dict[str, Any] = {}
         self.libraries: tuple[str, ...] = ()
+        self.versions: dict[str, str] = {}
+        self.notes: tuple[str, ...] = ()
         self.loads = 0
         try:
             self.info = self._load()
@@ -578,6 +577,7 @@ class DeviceOrtModel:
             raise _refusal(self.subject, answer, request.provider)
         try:
             info, libraries = _read_info(answer, model)
+            versions = _read_versions(answer.get("versions"))
         except FrameError as error:
             program.kill()
             raise DeviceError(
@@ -592,7 +592,12 @@ class DeviceOrtModel:
                 f"{self.subject}: loaded anew, the model is not what it was: its nodes are placed elsewhere, or its inputs or "
                 "outputs changed. Was the device's software updated meanwhile? Run the tests again"
             )
-        self._agent, self.libraries = program, libraries
+        self._agent, self.libraries, self.versions = program, libraries, versions
+        qnn = f", onnxruntime-qnn {versions['onnxruntime_qnn']} (QNN {versions['qnn'] or 'unknown'})"
+        self.notes = (
+            f"computed on the device by onnxruntime {versions['onnxruntime']}{qnn if versions['onnxruntime_qnn'] else ''}, "
+            f"Python {versions['python']}, {versions['machine']}",
+        )
         self.loads += 1
         return info
 
@@ -835,6 +840,18 @@ def _read_info(answer: Mapping[str, Any], model: Model) -> tuple[LoadInfo, tuple
         raise FrameError("no list of libraries")
     info = LoadInfo(inputs, outputs, tuple(rows), _number(answer.get("seconds")), tuple(answer["log"]))
     return info, tuple(clean(path, 1000) for path in libraries)
+
+
+def _read_versions(told: object) -> dict[str, str]:
+    """Versions and places, as text for one line each; empty where they aren't told.
+
+    Raises:
+        FrameError: it is no object.
+    """
+    if not isinstance(told, Mapping):
+        raise FrameError(f"no versions: {clean(told)}")
+    versions = ("python", "onnxruntime", "onnxruntime_qnn", "qnn", "numpy")
+    return {name: clean(told.get(name, "")) for name in (*versions, "machine", "system", "executable", "folder")}
 
 
 def _values(rows: object) -> tuple[tuple[str, str, tuple[int | str | None, ...]], ...]:

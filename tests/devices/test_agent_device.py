@@ -36,6 +36,7 @@ from pytest_qnn.runners import agent, device_ort
 from pytest_qnn.runners.device_ort import (
     DeviceAgents,
     DeviceOrtModel,
+    check_library,
     check_python,
     device_provider_options,
 )
@@ -238,11 +239,17 @@ def test_a_profile_has_the_nodes_of_the_device(board: Board, models: Path) -> No
     assert there.run_many([{"x": X}])[0].outputs["y"].shape == (1, 8, 16, 16), "the model itself is still there"
 
 
-def test_what_runs_there_is_told(board: Board) -> None:
+def test_what_runs_there_is_told(board: Board, models: Path) -> None:
     import onnxruntime
     import onnxruntime_qnn
 
     told = board.agents.versions()
+    there = board.load(models / "conv.qdq.onnx")
+    assert there.versions == told
+    assert there.notes == (
+        f"computed on the device by onnxruntime {onnxruntime.__version__}, onnxruntime-qnn {onnxruntime_qnn.__version__} "
+        f"(QNN {told['qnn']}), Python {told['python']}, x86_64",
+    )
     assert told["onnxruntime"] == onnxruntime.__version__
     assert told["onnxruntime_qnn"] == onnxruntime_qnn.__version__
     assert told["qnn"] == onnxruntime_qnn.build_and_package_info.qnn_version
@@ -476,6 +483,8 @@ LIES = {
     "def make_frame(header, arrays): return make(dict(header, placement=[[1, 2, 3]]) if 'placement' in header else header, arrays)",
     "outputs that nobody asked about": "make = make_frame\n"
     "def make_frame(header, arrays): return make(dict(header, outputs=[['q', 'x', []]]) if 'outputs' in header else header, arrays)",
+    "no versions": "make = make_frame\n"
+    "def make_frame(header, arrays): return make(dict(header, versions=[]) if 'versions' in header else header, arrays)",
     "a shape of text": "make = make_frame\n"
     "def make_frame(header, arrays): return make(dict(header, inputs=[['x', 'tensor(float)', 'abc']]) if 'inputs' in header else header, arrays)",
 }
@@ -578,10 +587,12 @@ def test_options_for_a_board_name_the_library_and_leave_the_soc_to_it() -> None:
     assert device_provider_options(board, "cpu", {}) == {"backend_path": "libQnnCpu.so"}
 
 
-def test_options_for_a_stand_in_tell_the_simulator_which_soc_to_be() -> None:
+def test_options_for_a_stand_in_tell_the_simulator_which_soc_to_be(board: Board) -> None:
     stand_in = facts(stand_in="a loopback device", soc=find_soc("QCS6490"))
     assert device_provider_options(stand_in, "htp", {}) == {"backend_type": "htp", "soc_model": "35"}
     with pytest.raises(BackendUnavailableError, match="Adreno"):
         device_provider_options(stand_in, "gpu", {})
+    with pytest.raises(BackendUnavailableError, match="Adreno"):  # though the package has a library of that name
+        check_library(board.transport, board.attached.facts, "gpu")
     with pytest.raises(BackendUnavailableError, match="SoC is unknown"):
         device_provider_options(replace(stand_in, soc=None), "htp", {})

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_qnn.adb.server import AdbServer, start_server
@@ -303,15 +304,16 @@ def test_a_lost_shell_gets_a_hangup_and_its_children_do_not(adb: Adb) -> None:
     assert adb("shell", f"kill $(cat {folder}/child)").returncode == 0
 
 
-def test_hundreds_of_commands_leave_nothing_open(adb: Adb) -> None:
-    """Files and processes of the process that is the device."""
-    files = Path(f"/proc/{adb.device.process}/fd")
+def test_many_commands_leave_nothing_behind_in_the_device_itself(adb: Adb) -> None:
+    process = psutil.Process(adb.device.process)
     adb("shell", "true")
-    before = len(list(files.iterdir()))
+    before = process.num_fds()
     for _ in range(8):
         assert adb("shell", "for i in 1 2 3 4 5 6 7 8; do (sleep 0 &) ; done").returncode == 0
     while adb.device.processes():
         assert adb("shell", "true").returncode == 0
     assert adb("shell", "true").returncode == 0
-    assert len(list(files.iterdir())) <= before
-    assert adb.device.zombies() <= 1, "the last command's own, until the next one"
+    assert process.num_fds() <= before
+    assert len(process.children()) <= 1, (
+        "ended processes that nobody took leave of; the last command's may be on its way"
+    )

@@ -38,6 +38,9 @@ def test_other(conv, qnn_inputs):
     print("first", float(run.outputs[0]["y"].ravel()[0]))
     assert_matches_reference(run)
 
+def test_latency(conv, qnn_inputs):
+    print("first", conv.measure(qnn_inputs(conv, 1)[0]).stats.p50_ms.value)
+
 def test_float(qnn_backend, qnn_inputs):
     session = qnn_backend.load("conv.onnx")
     assert_matches_reference(session.run(qnn_inputs(session, 1)))
@@ -126,9 +129,9 @@ def test_the_same_tests_pass_with_the_same_numbers_without_the_device(recorded: 
     report = tmp_path / "replayed.json"
     code, output = recorded.again(f"--qnn-json={report}")
     assert code == 0, output
-    assert "3 passed" in output
+    assert "4 passed" in output
     numbers = re.findall(r"first (\S+)", recorded.output)
-    assert len(numbers) == 1
+    assert len(numbers) == 2
     assert re.findall(r"first (\S+)", output) == numbers
     assert "was not asked: this is a replay of a recording of" in output
     assert "was not asked" not in recorded.output
@@ -138,7 +141,7 @@ def test_the_same_tests_pass_with_the_same_numbers_without_the_device(recorded: 
         assert all(device["stand_in"] and bool(device["replayed"]) == replayed for device in devices)
 
 
-@pytest.mark.parametrize("name", ["test_other", "test_float"])
+@pytest.mark.parametrize("name", ["test_other", "test_latency"])
 def test_a_test_is_replayed_alone(recorded: Recorded, name: str) -> None:
     code, output = recorded.again("-k", name)
     assert code == 0, output
@@ -157,7 +160,7 @@ def test_another_model_is_an_infrastructure_error(recorded: Recorded, tmp_path: 
     shutil.copytree(recorded.project, project)
     model = (project / "conv.onnx").read_bytes()
     (project / "conv.onnx").write_bytes(model + b"\x72\x00")  # the same with an empty doc string
-    code, output = Recorded(project, recorded.folder, "").again("-k", "test_float")
+    code, output = Recorded(project, recorded.folder, "", recorded.environment).again("-k", "test_float")
     assert code == 1
     assert "ReplayError" in output
     assert "passed" not in output.splitlines()[-1]
@@ -167,7 +170,7 @@ def test_the_recording_is_whole_and_says_what_it_is(recorded: Recorded) -> None:
     session = read_session(recorded.folder)
     assert problems(session) == []
     assert [part.nodeid for part in session.tests] == [
-        f"test_it.py::test_{name}[htp]" for name in ("accuracy", "other", "float")
+        f"test_it.py::test_{name}[htp]" for name in ("accuracy", "other", "latency", "float")
     ]
     assert {part.outcome for part in session.tests} == {"passed"}
     assert session.devices[0].stand_in
@@ -203,15 +206,17 @@ def test_show(recorded: Recorded) -> None:
     assert "test_it.py::test_other[htp]" in shown
     summary = json.loads(command("record", "show", "--json", str(recorded.folder))[1])
     assert summary["complete"]
-    assert [test["outcome"] for test in summary["tests"]] == ["passed"] * 3
+    assert [test["outcome"] for test in summary["tests"]] == ["passed"] * 4
 
 
 def test_replay_runs_what_was_recorded(recorded: Recorded) -> None:
     cut = recorded.project.parent / "cut"
     shutil.copytree(recorded.folder, cut)
-    code, output = run(recorded.project, "replay", str(recorded.folder), command="pytest_qnn.cli")
+    code, output = run(
+        recorded.project, "replay", str(recorded.folder), command="pytest_qnn.cli", **recorded.environment
+    )
     assert code == 0, output
-    assert "3 passed" in output
+    assert "4 passed" in output
     log = cut / "recording.jsonl"
     log.write_bytes(log.read_bytes()[:-5])  # as if the recorder had been killed
     code, output = command("record", "show", str(cut))
