@@ -360,6 +360,7 @@ def test_a_memory_limit_ends_it_in_mid_compilation(start: Callable[..., Program]
     assert (code, "MiB of memory" in errors) == (agent.END_MEMORY, True)
 
 
+@pytest.mark.slow
 def test_idleness_ends_it_but_not_while_it_works(start: Callable[..., Program], models: Path) -> None:
     program = start(idle=1)
     assert program.load(models / "conv.qdq.onnx")["ok"]

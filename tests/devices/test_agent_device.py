@@ -337,6 +337,7 @@ def test_a_load_that_takes_too_long_ends_there_by_its_deadline(board: Board, tmp
     assert wait_for(lambda: not board.runtimes())
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_ends_there_by_its_deadline(board: Board, tmp_path: Path) -> None:
     there = board.load(small_models.runs_for_long(tmp_path / "long.onnx"), Limits(60, 1, 8192))
     with pytest.raises(TargetTimeoutError, match="run did not finish in time; .*run_timeout"):
@@ -395,6 +396,7 @@ def test_a_drop_in_mid_run_ends_the_program_and_the_run_is_done_again(board: Boa
     assert [ran.outputs["y"].tobytes() for ran in after] == [before.tobytes()] * 4
 
 
+@pytest.mark.slow
 def test_a_reboot_is_recovered_from(board: Board, models: Path) -> None:
     there = board.load(models / "conv.qdq.onnx")
     before = there.run_many([{"x": X}])[0].outputs["y"]
@@ -409,6 +411,7 @@ def test_a_reboot_is_recovered_from(board: Board, models: Path) -> None:
     assert other.loads == 2
 
 
+@pytest.mark.slow
 def test_a_device_that_falls_silent_is_an_error_by_the_deadline(
     board: Board, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +428,7 @@ def test_a_device_that_falls_silent_is_an_error_by_the_deadline(
     assert there.run_many([{"x": X}])[0].outputs["y"].shape == (1, 8, 16, 16)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_that_the_next_request_could_take_for_its_answer(board: Board, tmp_path: Path) -> None:
     there = board.load(small_models.runs_for_long(tmp_path / "long.onnx"))
     busy = board.runtime()
