@@ -1,7 +1,11 @@
-"""Files and commands over ADB on a loopback phone, against the ``adb`` program with the same server and device.
+"""Files and commands over ADB on loopback devices, against the ``adb`` program with the same server and device.
 
 ``adb push`` and ``adb pull`` compare nothing; ours include SHA-256 on both sides. Each round does both, so that both see the
 same host; medians. With adbutils' own adb (36) and, where it is installed, Debian's (29).
+
+What the device needs for its digests depends on its ``sha256sum``. A phone's (toybox, with BoringSSL) uses the processor's SHA
+instructions; coreutils', which stands in for it on the loopback phone, doesn't, nor does a board's, so there ``openssl`` is
+used if the board has it. Hence two devices: a board with ``openssl``, and a phone without.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ from pytest_qnn.testing import LoopbackDevice
 
 ROUNDS = 7
 MEBIBYTES = 100
-TMP = "/data/local/tmp"
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -42,41 +45,39 @@ def compare(name: str, theirs: Callable[[], object], ours: Callable[[], object],
     )
 
 
-def measure(adb: Path, server: AdbServer, device: LoopbackDevice, folder: Path) -> None:
+def measure(adb: Path, server: AdbServer, device: LoopbackDevice, folder: Path, tmp: str) -> None:
     """Print the rows for one adb."""
     line = AdbTransport(server, device.connect(server))
 
     def run(*words: str) -> None:
-        subprocess.run(
-            [str(adb), "-P", str(server.port), "-s", line.serial, *words], check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run([str(adb), "-P", str(server.port), "-s", line.serial, *words], check=True, capture_output=True)
 
     large, back = folder / "large", folder / "back"
     large.write_bytes(os.urandom(1 << 20) * MEBIBYTES)
     compare(
         f"push of {MEBIBYTES} MiB",
-        lambda: run("push", str(large), f"{TMP}/theirs"),
-        lambda: line.push({f"{TMP}/ours": large}, timeout=120),
+        lambda: run("push", str(large), f"{tmp}/theirs"),
+        lambda: line.push({f"{tmp}/ours": large}, timeout=120),
         MEBIBYTES,
     )
     compare(
         f"pull of {MEBIBYTES} MiB",
-        lambda: run("pull", f"{TMP}/ours", str(back)),
-        lambda: line.pull({f"{TMP}/ours": back}, timeout=120),
+        lambda: run("pull", f"{tmp}/ours", str(back)),
+        lambda: line.pull({f"{tmp}/ours": back}, timeout=120),
         MEBIBYTES,
     )
-    many = {f"{TMP}/many/{number}": folder / f"{number}.raw" for number in range(100)}
+    many = {f"{tmp}/many/{number}": folder / f"{number}.raw" for number in range(100)}
     for path in many.values():
         path.write_bytes(os.urandom(1 << 20))
     compare(
         "push of 100 files of 1 MiB",
-        lambda: run("push", *map(str, many.values()), f"{TMP}/"),
+        lambda: run("push", *map(str, many.values()), f"{tmp}/"),
         lambda: line.push(dict(many), timeout=120),
         100,
     )
     compare(
         "pull of 100 files of 1 MiB",
-        lambda: run("pull", f"{TMP}/many", str(folder)),
+        lambda: run("pull", f"{tmp}/many", str(folder)),
         lambda: line.pull(many, timeout=120),
         100,
     )
@@ -100,10 +101,14 @@ def main() -> None:
         if not adb.exists():
             continue
         version = subprocess.run([str(adb), "--version"], capture_output=True, text=True, check=True).stdout
-        print(f" {adb.parent.name}/adb {version.split('Version ')[1].split()[0]}")
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            start_server(adb=adb) as server,
-            LoopbackDevice(Path(folder, "device")) as device,
-        ):
-            measure(adb, server, device, Path(folder))
+        print(f"adb {version.split('Version ')[1].split()[0]}")
+        for flavor in ("linux", "android"):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                start_server(adb=adb) as server,
+                LoopbackDevice(Path(folder, "device"), flavor=flavor, python=False) as device,
+            ):
+                if flavor == "linux":
+                    device.path("/bin/openssl").symlink_to("/usr/bin/openssl")
+                print(" board, with openssl" if flavor == "linux" else " phone, with coreutils' sha256sum")
+                measure(adb, server, device, Path(folder), "/tmp" if flavor == "linux" else "/data/local/tmp")

@@ -18,7 +18,9 @@ from pytest_qnn.adb.transport import AdbTransport
 from pytest_qnn.devices.attached import AttachedDevice
 from pytest_qnn.devices.facts import probe
 from pytest_qnn.devices.lease import DeviceLease
-from pytest_qnn.runners.device_ort import DeviceAgents, DeviceOrtModel, device_provider_options
+from pytest_qnn.runners.device_agent import DeviceAgents
+from pytest_qnn.runners.device_ort import DeviceOrtModel
+from pytest_qnn.runners.device_python import device_provider_options
 from pytest_qnn.runners.ort import CPU, QNN, LoadRequest
 from pytest_qnn.runners.process import Limits
 from pytest_qnn.testing import LoopbackDevice

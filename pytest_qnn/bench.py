@@ -31,7 +31,7 @@ from pytest_qnn.verdict.latency import LatencyBudget
 if TYPE_CHECKING:
     from pytest_qnn.devices.attached import AttachedDevice
     from pytest_qnn.records.record import Record
-    from pytest_qnn.runners.device_ort import DeviceAgents
+    from pytest_qnn.runners.device_agent import DeviceAgents
     from pytest_qnn.runners.on_device import DeviceModel
 
 KEPT_MODELS = 8  # loaded models kept for the next who asks for the same; older ones are freed, and reload if used
@@ -157,7 +157,7 @@ class Bench:
 
     def agents(self, device: AttachedDevice) -> DeviceAgents:
         """The programs that run onnxruntime on a device."""
-        from pytest_qnn.runners.device_ort import DeviceAgents
+        from pytest_qnn.runners.device_agent import DeviceAgents
 
         serial = device.facts.serial
         if serial not in self._agents:

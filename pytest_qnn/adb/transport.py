@@ -93,21 +93,33 @@ class AdbTransport:
                 self._kill(mark)
             raise
 
+    def _line(self, words: Sequence[str], deadline: Deadline) -> str:
+        return shells.command_line(words, prefix=self._prefix(deadline))
+
     def _run(
         self, line: str, deadline: Deadline, doing: str, stdin: bytes = b"", limit: int = OUTPUT_BYTES
     ) -> Completed:
+        with self._begin(line, deadline, doing) as session:
+            return self._finish(session, stdin, limit)
+
+    @contextmanager
+    def _begin(self, line: str, deadline: Deadline, doing: str) -> Iterator[shells.ShellSession]:
+        """A command that runs, until the end of the context at most."""
         with self._open(shells.SERVICE + line, deadline, doing) as connection:
-            session = shells.ShellSession(connection)
+            yield shells.ShellSession(connection)
 
-            def too_much() -> bool:
-                if len(session.stdout) + len(session.stderr) > limit:
-                    raise DeviceFileError(f"device {self.serial} {doing}: it wrote more than {limit} bytes")
-                return False
+    def _finish(self, session: shells.ShellSession, stdin: bytes = b"", limit: int = OUTPUT_BYTES) -> Completed:
+        def too_much() -> bool:
+            if len(session.stdout) + len(session.stderr) > limit:
+                raise DeviceFileError(
+                    f"device {self.serial} {session.connection.doing}: it wrote more than {limit} bytes"
+                )
+            return False
 
-            session.exchange([stdin], enough=too_much, close_stdin=True)
-            too_much()
-            assert session.code is not None
-            return Completed(session.code, bytes(session.stdout), bytes(session.stderr))
+        session.exchange([stdin], enough=too_much, close_stdin=True)
+        too_much()
+        assert session.code is not None
+        return Completed(session.code, bytes(session.stdout), bytes(session.stderr))
 
     def start(
         self, words: Sequence[str], *, timeout: float, cwd: str | None = None, env: Mapping[str, str] | None = None
@@ -201,16 +213,15 @@ class AdbTransport:
         if not files:
             return {}
         downloads: list[sync.Download] = []
-        doing = f"sent {_named(files)}"
         try:
-            with self._open("sync:", deadline, doing) as connection:
+            with self._open("sync:", deadline, f"sent {_named(files)}") as connection:
                 for path, found in zip(files, self._stats(connection, list(files), deadline), strict=True):
                     size = self._check_fetchable(path, found, (sizes or {}).get(path))
                     part = files[path].parent / f".{secrets.token_hex(8)}.part"
                     downloads.append(sync.Download(path, part, size))
-                digests = sync.receive(connection, downloads)
-            for download, digest, there in zip(downloads, digests, self._digests(downloads, deadline), strict=True):
-                if digest != there:
+                digests, there = self._receive(connection, downloads, deadline)
+            for download, digest, other in zip(downloads, digests, there, strict=True):
+                if digest != other:
                     raise DeviceFileError(
                         f"{download.path} on device {self.serial} was cut short, or changed while it was fetched: its digest "
                         "differs. Does something still write to it?"
@@ -222,6 +233,22 @@ class AdbTransport:
                 download.part.unlink(missing_ok=True)
         return dict(zip(files, digests, strict=True))
 
+    def _receive(
+        self, connection: Connection, files: Sequence[sync.Download], deadline: Deadline
+    ) -> tuple[list[str], list[str]]:
+        """Fetch files into their parts: SHA-256 of what came, and as the device computes it, most of it meanwhile."""
+        fast = self._fast(sum(file.size for file in files), deadline)
+        scripts = list(compute([file.path for file in files], fast=fast))
+        there: list[str] = []
+        with self._begin(self._line(["sh", "-c", scripts[0][0]], deadline), deadline, "computed digests") as session:
+            digests = sync.receive(connection, files)
+            for number, (script, paths) in enumerate(scripts):
+                done = self._shell(["sh", "-c", script], deadline) if number else self._finish(session)
+                if done.code:
+                    raise sync.file_error(self.serial, _named(paths), done.error or f"exit code {done.code}")
+                there += parse(done.stdout, paths)
+        return digests, there
+
     def _check_fetchable(self, path: str, found: FileStat | None, size: int | None) -> int:
         if found is None:
             raise DeviceFileError(f"{path} is not there on device {self.serial}")
@@ -230,17 +257,6 @@ class AdbTransport:
         if size is not None and found.size != size:
             raise DeviceFileError(f"{path} on device {self.serial} has {found.size} bytes, and not {size}")
         return found.size
-
-    def _digests(self, files: Sequence[sync.Download], deadline: Deadline) -> list[str]:
-        """SHA-256 of files, computed on the device."""
-        paths = [file.path for file in files]
-        digests: list[str] = []
-        for script, some in compute(paths, fast=self._fast(sum(file.size for file in files), deadline)):
-            done = self._shell(["sh", "-c", script], deadline)
-            if done.code:
-                raise sync.file_error(self.serial, _named(some), done.error or f"exit code {done.code}")
-            digests += parse(done.stdout, some)
-        return digests
 
     def _fast(self, size: int, deadline: Deadline) -> bool:
         """Whether a faster program than ``sha256sum`` is there, and worth its start for ``size`` bytes."""

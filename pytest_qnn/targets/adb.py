@@ -191,7 +191,7 @@ class AdbTarget:
                 return runner, facts.stand_in
             runtime = find_runtime(facts, backend, self.settings.device_runtime, tool=True)
             return runner, facts.stand_in or (f"stand-in runtime from {runtime.origin}" if runtime.stand_in else "")
-        from pytest_qnn.runners.device_ort import check_library, check_python
+        from pytest_qnn.runners.device_python import check_library, check_python
 
         check_python(facts)
         if backend != "htp" and (facts.serial, backend) not in self._have:
@@ -240,7 +240,7 @@ class AdbTarget:
             | {"stand_in": stand_in, "replayed": self.tape.about if isinstance(self.tape, Replay) else ""},
         )
         if runner == "ort":
-            from pytest_qnn.runners.device_ort import device_provider_options
+            from pytest_qnn.runners.device_python import device_provider_options
 
             plan = replace(
                 plan,

@@ -20,7 +20,7 @@ import pytest
 
 from pytest_qnn.runners import agent
 from pytest_qnn.runners.agent import make_frame, read_frame
-from pytest_qnn.runners.device_ort import read_greeting
+from pytest_qnn.runners.device_agent import read_greeting
 from tests import small_models
 from tests.conftest import needs_simulator
 

@@ -32,14 +32,10 @@ from pytest_qnn.errors import (
     ModelError,
 )
 from pytest_qnn.model.inputs import seeded_inputs
-from pytest_qnn.runners import agent, device_ort
-from pytest_qnn.runners.device_ort import (
-    DeviceAgents,
-    DeviceOrtModel,
-    check_library,
-    check_python,
-    device_provider_options,
-)
+from pytest_qnn.runners import agent, device_agent
+from pytest_qnn.runners.device_agent import DeviceAgents
+from pytest_qnn.runners.device_ort import DeviceOrtModel
+from pytest_qnn.runners.device_python import check_library, check_python, device_provider_options
 from pytest_qnn.runners.ort import CPU, QNN, LoadRequest
 from pytest_qnn.runners.process import Limits
 from pytest_qnn.testing import LoopbackDevice
@@ -416,8 +412,8 @@ def test_a_device_that_falls_silent_is_an_error_by_the_deadline(
     board: Board, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = board.load(models / "conv.qdq.onnx", Limits(60, 1, 8192))
-    monkeypatch.setattr(device_ort, "SLACK_SECONDS", 0.2)
-    monkeypatch.setattr(device_ort, "SLOWEST", 1 << 30)
+    monkeypatch.setattr(device_agent, "SLACK_SECONDS", 0.2)
+    monkeypatch.setattr(device_agent, "SLOWEST", 1 << 30)
     board.device.faults(mute=True)
     start = time.monotonic()
     with pytest.raises(DeviceTimeoutError, match="conv.qdq.onnx on htp: run: "):

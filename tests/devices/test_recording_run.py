@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pytest_qnn.adb.server import AdbServer
 from pytest_qnn.recording.stored import problems, read_session
 from pytest_qnn.testing import LoopbackDevice
 from pytest_qnn.testing.device_runtime import make_device_runtime
+from tests import sdk_stand_in
 from tests.conftest import needs_simulator
 
 TESTS = """
@@ -67,11 +69,14 @@ class Recorded:
     project: Path
     folder: Path
     output: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def again(self, *arguments: str, **environment: str) -> tuple[int, str]:
         """Replay: exit code and output."""
         given = (f"--qnn-replay={self.folder}", "-rA", "-s", "-p", "without", *arguments)
-        return run(self.project, *given, PATH="/nowhere", ANDROID_ADB_SERVER_PORT="9", **environment)
+        return run(
+            self.project, *given, **self.environment, PATH="/nowhere", ANDROID_ADB_SERVER_PORT="9", **environment
+        )
 
 
 def run(project: Path, *arguments: str, command: str = "pytest", **environment: str) -> tuple[int, str]:
@@ -107,8 +112,9 @@ def recorded(
     with LoopbackDevice(folder / "device", flavor=request.param) as device:
         device.connect(adb_server)
         where = [f"--qnn-adb-server={adb_server.address}", f"--qnn-device={device.address}"]
-        if request.param == "android":
-            where.append(f"--qnn-device-runtime={make_device_runtime(folder / 'sdk')}")
+        sdk = {}
+        if request.param == "android":  # its qnn-profile-viewer reads times, in a replay too
+            sdk["QNN_SDK_ROOT"] = str(make_device_runtime(sdk_stand_in.install(folder / "qairt")))
         code, output = run(
             project,
             "record",
@@ -118,11 +124,11 @@ def recorded(
             f"--qnn-json={folder / 'recorded.json'}",
             *where,
             command="pytest_qnn.cli",
+            **sdk,
         )
         device.disconnect(adb_server)
-    shutil.rmtree(folder / "sdk", ignore_errors=True)
     assert code == 0, output
-    return Recorded(project, folder / "rec", output)
+    return Recorded(project, folder / "rec", output, sdk)
 
 
 def test_the_same_tests_pass_with_the_same_numbers_without_the_device(recorded: Recorded, tmp_path: Path) -> None:
