@@ -19,7 +19,7 @@ from adbutils import AdbConnection, AdbError
 from pytest_qnn.adb.deadline import Deadline
 from pytest_qnn.errors import AdbServerError, DeviceError, DeviceLostError, DeviceRefusedError, DeviceTimeoutError
 
-CONNECT_SECONDS = 10.0
+LOCAL = ("127.0.0.1", "localhost", "::1")
 RECEIVE = 1 << 18
 VECTOR = 64  # buffers in one system call, far below IOV_MAX
 
@@ -41,8 +41,13 @@ class Connection(AdbConnection):  # type: ignore[misc]  # adbutils has no types
     def __init__(self, host: str, port: int, deadline: Deadline, doing: str = "asked for an answer") -> None:
         self.host, self.port, self.deadline, self.doing = host, port, deadline, doing
         self.serial: str | None = None
+        left = deadline.left()
+        if left <= 0:
+            raise DeviceTimeoutError(
+                f"no time was left of {deadline.seconds:.3g} s when the ADB server at {self.address} was {doing}"
+            )
         try:
-            self.socket = socket.create_connection((host, port), timeout=max(0.001, deadline.left()))
+            self.socket = socket.create_connection((host, port), timeout=left)
         except TimeoutError as error:
             raise self._mute() from error
         except OSError as error:
@@ -165,7 +170,7 @@ class Connection(AdbConnection):  # type: ignore[misc]  # adbutils has no types
             text = str(error)
             if text.startswith("Unknown data"):
                 raise self._no_adb(text) from error
-            raise refusal(text, self.serial, self.address, self.doing) from error
+            raise refusal(text, self.serial, self.host, self.port, self.doing) from error
         except ValueError as error:
             raise self._no_adb(str(error)) from error
 
@@ -199,11 +204,11 @@ class Connection(AdbConnection):  # type: ignore[misc]  # adbutils has no types
         if self.serial is None:
             return DeviceLostError(
                 f"the ADB server at {self.address} closed the connection{reason} when {self.doing}: it was "
-                "stopped or crashed. See that it runs: adb devices"
+                f"stopped or crashed. See that it runs: {adb_command(self.host, self.port)} devices"
             )
         return DeviceLostError(
             f"lost device {self.serial}{reason} while it {self.doing}: it was unplugged, went down, or its ADB server at "
-            f"{self.address} was stopped. See what is there: adb devices"
+            f"{self.address} was stopped. See what is there: {adb_command(self.host, self.port)} devices"
         )
 
     def _mute(self) -> DeviceTimeoutError:
@@ -236,22 +241,26 @@ def host_port(host: str, port: int) -> str:
 
 def no_server(host: str, port: int, error: OSError) -> AdbServerError:
     """The error for a server that isn't there."""
-    local = host in ("127.0.0.1", "localhost", "::1")
-    how = f"adb -P {port} start-server" if local else f"adb -a -P {port} nodaemon server (on {host})"
+    how = f"adb -P {port} start-server" if host in LOCAL else f"adb -a -P {port} nodaemon server (on {host})"
     return AdbServerError(
         f"no ADB server at {host_port(host, port)} ({error.strerror or error}). Start one: {how}; or name another: "
         "--qnn-adb-server HOST:PORT"
     )
 
 
-def refusal(text: str, serial: str | None, server: str, doing: str) -> DeviceError:
+def adb_command(host: str, port: int) -> str:
+    """How the ``adb`` program is called for that server."""
+    where = "" if host in LOCAL else f" -H {host}"
+    return f"adb{where}" + ("" if port == 5037 else f" -P {port}")
+
+
+def refusal(text: str, serial: str | None, host: str, port: int, doing: str) -> DeviceError:
     """What the reason means that an ADB server gave for a refusal."""
-    low, reason = text.lower(), " ".join(text.split())
-    what = (
-        f"device {serial}: {reason} (ADB server {server}), when it {doing}"
-        if serial
-        else f"{reason} (ADB server {server} {doing})"
-    )
+    low, reason, server = text.lower(), " ".join(text.split()), host_port(host, port)
+    if serial:
+        what = f"device {serial}: {reason} (ADB server {server}), when it {doing}"
+    else:
+        what = f"{reason} (ADB server {server} {doing})"
     if "unauthorized" in low or "authorizing" in low:
         return DeviceRefusedError(f"{what}. Unlock the device's screen and allow USB debugging for this host")
     if "permission" in low:
@@ -262,4 +271,4 @@ def refusal(text: str, serial: str | None, server: str, doing: str) -> DeviceErr
         return DeviceError(f"{what}. Two devices have this serial: unplug one")
     if "unknown host service" in low:
         return DeviceError(f"{what}. Update platform-tools")
-    return DeviceLostError(f"{what}. See what is there: adb devices")
+    return DeviceLostError(f"{what}. See what is there: {adb_command(host, port)} devices")

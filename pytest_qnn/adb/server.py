@@ -116,7 +116,7 @@ class AdbServer:
         """
         answer = self._ask(f"host-serial:{check_serial(serial)}:reconnect", timeout, f"told to reconnect {serial}")
         if not answer.startswith("reconnecting"):  # it answers OKAY in any case
-            raise refusal(answer, None, self.address, f"told to reconnect {serial}")
+            raise refusal(answer, None, self.host, self.port, f"told to reconnect {serial}")
 
     def features(self, serial: str, timeout: float = SERVER_SECONDS) -> frozenset[str]:
         """What server and device can both do: "shell_v2", "stat_v2", ..."""

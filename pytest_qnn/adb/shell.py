@@ -47,6 +47,8 @@ def command_line(
         ValueError: something of it can't be passed on: NUL, lone surrogates, no words, a program like ``-x``, a name that
             is no variable's, ``cwd`` not absolute, or more than 60,000 bytes in all.
     """
+    if isinstance(words, str):
+        raise ValueError(f"{words!r} is one text: a list of words is needed, as in ['ls', '/']")
     if not words or not words[0] or words[0].startswith("-"):
         raise ValueError(f"no program to run on the device: {list(words)!r}")
     program = " ".join(map(quote, words))

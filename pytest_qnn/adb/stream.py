@@ -33,14 +33,14 @@ class AdbStream:
         self._using = threading.Lock()
 
     def write(self, *parts: bytes | memoryview, timeout: float) -> None:
-        self._exchange(timeout, "took its input", parts)
+        self._exchange(timeout, "it was given input", parts)
         if self._session.ended:
             raise self._gone()
 
     def read(self, count: int, *, timeout: float) -> bytes:
         stdout = self._session.stdout
         if len(stdout) < count:
-            self._exchange(timeout, "answered", (), count)
+            self._exchange(timeout, "its answer was awaited", (), count)
         if len(stdout) < count:
             raise self._gone()
         data = bytes(memoryview(stdout)[:count])
@@ -75,7 +75,7 @@ class AdbStream:
             raise DeviceLostError(f"{self._subject} was closed. Start it again")
         session = self._session
         session.connection.deadline = Deadline(timeout)
-        session.connection.doing = f"ran {self._program}, which {doing}"
+        session.connection.doing = f"ran {self._program} ({doing})"
 
         def enough() -> bool:
             if len(session.stdout) > UNREAD_BYTES:

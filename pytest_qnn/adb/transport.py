@@ -33,7 +33,7 @@ from pytest_qnn.errors import (
     OptionError,
 )
 
-CLEANING_SECONDS = 1.0  # beyond a deadline, to remove what a failed push left
+CLEANING_SECONDS = 1.0  # to remove what a failed push left, and to end a program that was let go
 PROBE_SECONDS = 2.0
 MARK = "PYTEST_QNN_PROGRAM"  # variable by whose value a program on the device, and what it started, is found again
 
@@ -78,9 +78,7 @@ class AdbTransport:
         stdin: bytes = b"",
         limit: int = OUTPUT_BYTES,
     ) -> Completed:
-        shells.command_line(
-            words, cwd=cwd, env=env, drain=bool(stdin)
-        )  # refuses what can't be, before the device is asked
+        shells.command_line(words, cwd=cwd, env=env)  # refuses what can't be, before the device is asked
         prefix = self._prefix(deadline)
         mark = secrets.token_hex(8)
         if not prefix:
@@ -171,11 +169,10 @@ class AdbTransport:
             self._publish(folders, uploads, digests, deadline)
         except BaseException as error:
             with self._cleaning:
-                for (
-                    hidden
-                ) in folders.values():  # where "..", in its path, leads after a folder that isn't there differs
+                for hidden in folders.values():
+                    # adbd may or may not make the folder before a ".."
                     self._leftovers += dict.fromkeys((hidden, posixpath.normpath(hidden)))
-            if not isinstance(error, DeviceLostError):
+            if not isinstance(error, (DeviceLostError, DeviceTimeoutError)):  # else when it is there again, or at close
                 self._clean(Deadline(CLEANING_SECONDS))
             raise
         self._clean(deadline)
@@ -330,7 +327,7 @@ class AdbTransport:
     # --- the line itself ----------------------------------------------------------------------------------------------
 
     def reconnect(self, timeout: float) -> None:
-        deadline = Deadline(timeout)
+        deadline, pause = Deadline(timeout), 0.0
         last: DeviceError | None = None
         while deadline.left() > 0:
             try:
@@ -343,7 +340,8 @@ class AdbTransport:
                 self._renew(deadline.sooner(5.0))
             except DeviceError as error:
                 last = error if isinstance(error, AdbServerError) else last
-            time.sleep(max(0.0, min(0.2, deadline.left())))
+            time.sleep(max(0.0, min(pause, deadline.left())))
+            pause = min(0.4, 2 * pause + 0.02)
         raise DeviceLostError(f"device {self.serial} did not come back within {timeout:g} s: {last}") from last
 
     def _renew(self, deadline: Deadline) -> None:

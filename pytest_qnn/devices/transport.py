@@ -112,7 +112,8 @@ class Transport(Protocol):
         stdin: bytes = b"",
         limit: int = OUTPUT_BYTES,
     ) -> Completed:
-        """Run a command and wait for its end; any exit code is an answer and not an error.
+        """Run a program and wait for its end; any exit code is an answer and not an error. What only a shell knows (``cd``, pipes,
+        variables) needs one: ``["sh", "-c", script, "sh", word, ...]``.
 
         Raises:
             ValueError: NUL in a word, or a command beyond what ADB takes (60,000 bytes): long lists go through ``stdin``.

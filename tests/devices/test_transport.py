@@ -104,6 +104,7 @@ def test_words_reach_the_program_as_they_are(line: AdbTransport, android: Loopba
         (["echo", "\udc80"], {}),
         ([], {}),
         ([""], {}),
+        ("ls /", {}),
         (["-x"], {}),
         (["echo", "x" * 60_000], {}),
         (["true"], {"cwd": "relative"}),
@@ -135,8 +136,12 @@ def test_much_goes_both_ways_at_once(line: AdbTransport) -> None:
     assert line.shell(["cat"], stdin=data).stdout == data
 
 
-def test_program_need_not_read_its_input(line: AdbTransport) -> None:
-    assert line.shell(["echo", "done"], stdin=bytes(5 << 20)).stdout == b"done\n"
+def test_program_need_not_read_its_input(line: AdbTransport, android: LoopbackDevice) -> None:
+    android.requests()
+    done = line.shell(["sh", "-c", "echo done; exit 3"], stdin=bytes(5 << 20))
+    assert (done.code, done.stdout) == (3, b"done\n")
+    # A real adbd drops output of a program that ends before it has taken its input (the loopback's doesn't): so all is taken.
+    assert any("cat >/dev/null" in request for request in android.requests())
 
 
 def test_output_has_a_limit_and_who_writes_it_ends(line: AdbTransport) -> None:
@@ -152,6 +157,40 @@ def test_command_is_killed_on_the_device_when_its_time_is_over(line: AdbTranspor
     with pytest.raises(DeviceTimeoutError, match="sleep"):
         line.shell(sleep, timeout=0.5)
     assert line.kills()
+    assert gone(sleep)
+
+
+def test_command_is_ended_on_a_device_without_timeout(
+    android: LoopbackDevice, open_transport: Callable[[LoopbackDevice], AdbTransport]
+) -> None:
+    android.path("/system/bin/timeout").unlink()
+    line, sleep = open_transport(android), marked_sleep()
+    assert not line.kills()
+    assert line.shell(["sh", "-c", "echo $X; pwd"], env={"X": "x"}, cwd=TMP).text == f"x\n{TMP}"
+    with pytest.raises(DeviceTimeoutError):
+        line.shell(["sh", "-c", f"{' '.join(sleep)}; true"], timeout=0.5)  # the shell's child as well
+    assert gone(sleep)
+
+
+OLD_BUSYBOX = """#!/bin/sh
+[ "$1" = -t ] && [ "$3" = -s ] || exit 127
+seconds=$2 signal=$4; shift 4
+exec /usr/bin/timeout -s "$signal" "$seconds" "$@"
+"""
+
+
+def test_timeout_of_an_old_busybox_is_known(
+    android: LoopbackDevice, open_transport: Callable[[LoopbackDevice], AdbTransport]
+) -> None:
+    tool = android.path("/system/bin/timeout")
+    tool.unlink()
+    tool.write_text(OLD_BUSYBOX)
+    tool.chmod(0o755)
+    line, sleep = open_transport(android), marked_sleep()
+    assert line.kills()
+    assert line.shell(["echo", "x"]).text == "x"
+    with pytest.raises(DeviceTimeoutError):
+        line.shell(sleep, timeout=0.5)
     assert gone(sleep)
 
 
@@ -337,6 +376,20 @@ def test_stat_tells_what_is_there(line: AdbTransport, android: LoopbackDevice) -
     assert (folder.kind, null.kind) == ("folder", "other")
     assert line.stat(f"{TMP}/nothing") is None
     assert line.stat(f"{TMP}/x/y") is None
+
+
+def test_device_with_an_old_sync_is_asked_by_its_shell(line: AdbTransport, android: LoopbackDevice, here: Path) -> None:
+    names = [f"{TMP}/{name}" for name in ("x", "link", "n\nl", "missing", "x/y")] + [TMP, "/dev/null"]
+    android.path(f"{TMP}/x").write_bytes(b"abc")
+    android.path(f"{TMP}/n\nl").write_bytes(b"")
+    android.path(f"{TMP}/link").symlink_to("x")
+    expected = [line.stat(name) for name in names]
+    line._has_stat = False  # as on a device without stat_v2: ADB's first version has 32 bits for a size
+    android.requests()
+    assert [line.stat(name) for name in names] == expected
+    assert not any("STA" in request for request in android.requests())
+    line.pull({f"{TMP}/link": here / "x"}, timeout=10)
+    assert (here / "x").read_bytes() == b"abc"
 
 
 def test_local_folder_that_is_not_there_is_an_error(line: AdbTransport, android: LoopbackDevice, here: Path) -> None:

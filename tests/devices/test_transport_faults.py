@@ -28,7 +28,7 @@ from tests.devices.test_transport_server import pid_of
 from tests.devices.traces import gone, marked_sleep, tree
 
 TMP = "/data/local/tmp"
-SOON = 0.5  # a deadline that is to pass
+SOON = 0.3  # a deadline that is to pass
 LATE = 60.0  # one that must not be needed
 FAR_LESS = 15.0
 
@@ -135,7 +135,7 @@ OPERATIONS = ("shell", "push", "pull", "read", "stat", "start")
             r"no space left on device .* for /data/local/tmp/x \(.*No space left",
             LATE,
         ),
-        ("push_mute", DeviceTimeoutError, r"not done within 0.5 s while it took /data/local/tmp/x", SOON),
+        ("push_mute", DeviceTimeoutError, r"not done within 0.3 s while it took /data/local/tmp/x", SOON),
         ("push_corrupt", DeviceFileError, "the digest of /data/local/tmp/x differs", LATE),
     ],
 )
@@ -208,7 +208,7 @@ def test_several_files_and_one_fault(line: AdbTransport, android: LoopbackDevice
         ("pull_cut", DeviceLostError, "lost device", LATE),
         ("pull_done", DeviceFileError, "/data/local/tmp/x on device .* was cut short", LATE),
         ("pull_corrupt", DeviceFileError, "/data/local/tmp/x on device .* its digest differs", LATE),
-        ("pull_mute", DeviceTimeoutError, "not done within 0.5 s while it sent /data/local/tmp/x", SOON),
+        ("pull_mute", DeviceTimeoutError, "not done within 0.3 s while it sent /data/local/tmp/x", SOON),
     ],
 )
 @pytest.mark.parametrize("at", [0, 1_000_000])
@@ -310,8 +310,8 @@ def test_mute_device_is_a_timeout(
 ) -> None:
     android.path(f"{TMP}/there").write_bytes(b"content")
     android.faults(**{fault: True})
-    with ends_soon(), pytest.raises(DeviceTimeoutError, match=r"within 0\.5 s"):
-        operations(line, big, here)[operation](0.5)
+    with ends_soon(), pytest.raises(DeviceTimeoutError, match=r"within 0\.3 s"):
+        operations(line, big, here)[operation](SOON)
     assert not list(here.iterdir())
 
 
