@@ -152,12 +152,15 @@ def test_output_has_a_limit_and_who_writes_it_ends(line: AdbTransport) -> None:
     assert len(line.shell(["head", "-c", "1000", "/dev/zero"], limit=1000).stdout) == 1000
 
 
-def test_command_is_killed_on_the_device_when_its_time_is_over(line: AdbTransport) -> None:
+def test_command_is_killed_on_the_device_when_its_time_is_over(line: AdbTransport, android: LoopbackDevice) -> None:
     sleep = marked_sleep()
+    android.requests()
     with pytest.raises(DeviceTimeoutError, match="sleep"):
         line.shell(sleep, timeout=0.5)
     assert line.kills()
     assert gone(sleep)
+    # by itself, so that it is also killed when this host is gone
+    assert any(f"timeout -s KILL 2 {' '.join(sleep)}" in request for request in android.requests())
 
 
 def test_command_is_ended_on_a_device_without_timeout(

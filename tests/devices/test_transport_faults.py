@@ -166,7 +166,7 @@ def test_fault_in_mid_push_leaves_the_old_file(
 def test_full_device_is_noticed_before_all_was_sent(line: AdbTransport, android: LoopbackDevice, here: Path) -> None:
     large = here / "large"
     with open(large, "wb") as file:
-        file.truncate(4 << 30)  # sparse; to send it all would take long
+        file.truncate(64 << 30)  # sparse; to send it all would take minutes
     android.faults(push_no_space=100_000)
     with ends_soon(), pytest.raises(DeviceSpaceError, match=r"for /data/local/tmp/b \("):
         line.push({f"{TMP}/a": b"small", f"{TMP}/b": large, f"{TMP}/c": b"small"}, timeout=LATE)
@@ -174,15 +174,15 @@ def test_full_device_is_noticed_before_all_was_sent(line: AdbTransport, android:
 
 
 def test_device_that_is_really_full(
-    here: Path, open_transport: Callable[[LoopbackDevice], AdbTransport], adb_server: AdbServer, big: Path
+    here: Path, open_transport: Callable[[LoopbackDevice], AdbTransport], adb_server: AdbServer
 ) -> None:
-    with LoopbackDevice(here / "device", space=1 << 20) as device:
+    with LoopbackDevice(here / "device", space=8 << 20) as device:
         if not device.isolated:
-            device.faults(push_no_space=1 << 20)
+            device.faults(push_no_space=8 << 20)
         device.connect(adb_server)
         line = open_transport(device)
         with pytest.raises(DeviceSpaceError, match=r"No space left"):
-            line.push({f"{TMP}/x": big}, timeout=LATE)
+            line.push({f"{TMP}/x": bytes(9 << 20)}, timeout=LATE)
         line.push({f"{TMP}/y": bytes(100_000)}, timeout=LATE)
         assert line.shell(["ls", "-A", TMP]).text == "y"
 
@@ -316,12 +316,18 @@ def test_mute_device_is_a_timeout(
 
 
 def test_mute_device_comes_back_by_a_new_connection(line: AdbTransport, android: LoopbackDevice) -> None:
-    android.faults(mute=True)
-    with ends_soon(), pytest.raises(DeviceLostError, match=r"did not come back within 2 s"):
-        line.reconnect(2)
-    android.faults()
-    line.reconnect(LATE)
+    android.faults(shell_mute=0, times=1)  # of this connection, for ever
+    with ends_soon(), pytest.raises(DeviceTimeoutError):
+        line.shell(["true"], timeout=SOON)
+    with ends_soon():
+        line.reconnect(LATE)
     assert line.shell(["echo", "x"]).text == "x"
+
+
+def test_device_that_stays_mute_is_lost_by_the_deadline(line: AdbTransport, android: LoopbackDevice) -> None:
+    android.faults(mute=True)
+    with ends_soon(), pytest.raises(DeviceLostError, match=r"did not come back within 0\.5 s"):
+        line.reconnect(0.5)
 
 
 def test_reboot_is_a_lost_device_and_it_comes_back(private_line: AdbTransport, private_device: LoopbackDevice) -> None:
