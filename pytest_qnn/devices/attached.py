@@ -14,7 +14,7 @@ from pytest_qnn.devices.health import HealthSampler
 from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.devices.store import DeviceStore
 from pytest_qnn.devices.transport import Transport, part
-from pytest_qnn.devices.workspace import Workspace, sweep
+from pytest_qnn.devices.workspace import Workspace, close_all, sweep
 from pytest_qnn.errors import (
     DeviceError,
     DeviceLostError,
@@ -62,7 +62,7 @@ class AttachedDevice:
         self.health = HealthSampler(transport)
         self._local = ExitStack()
         self._workspace: Workspace | None = None
-        self._left: list[Workspace] = []  # of before a recovery
+        self._workspaces: list[Workspace] = []  # that and those of before recoveries: removed at the end
         self._store: DeviceStore | None = None
         self._gone = ""  # why it could not be got back
         self.generation = 0
@@ -80,7 +80,10 @@ class AttachedDevice:
         if self._workspace is None:
             with part(self.transport, f"workspace {self.generation}"):
                 sweep(self.transport, self.facts.folder)
-                self._workspace = Workspace.make(self.transport, self.facts.folder)
+                workspace = Workspace(self.transport, self.facts.folder)
+                self._workspaces.append(workspace)
+                workspace.create()
+                self._workspace = workspace
         return self._workspace
 
     def folder(self) -> Path:
@@ -174,8 +177,6 @@ class AttachedDevice:
             )
         self._gone = ""
         self.facts = facts
-        if self._workspace is not None:
-            self._left.append(self._workspace)  # removed at the end: a device that has just come back may go again
         self._store, self._workspace = None, None  # a device that was away may have lost any part of it
         self.generation += 1
 
@@ -188,12 +189,11 @@ class AttachedDevice:
     def close(self) -> None:
         """Remove the workspace and let go of the device, as far as it answers."""
         try:
-            left = [*self._left, *([self._workspace] if self._workspace is not None else [])]
-            for workspace in left if not self._gone else ():
+            if not self._gone:
                 with suppress(TargetError):
-                    workspace.close()
+                    close_all(self._workspaces)
         finally:
-            self._workspace, self._left = None, []
+            self._workspace, self._workspaces = None, []
             with suppress(TargetError):
                 self.transport.close()
             self.lease.release()

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,35 +77,51 @@ while read -r name; do rm -rf "./$name" && echo "$name"; done
 
 
 class Workspace:
-    """A folder on a device that is this process's own; see :meth:`make`.
+    """A folder on a device that is this process's own. It isn't there before :meth:`create`; see also :meth:`make`.
+
+    Args:
+        folder: of the device, where workspaces are (:attr:`DeviceFacts.folder`).
 
     Attributes:
         path: on the device.
+
+    Raises:
+        DeviceFileError: ``folder`` can't be ours.
     """
 
-    def __init__(self, transport: Transport, path: str) -> None:
-        self.transport, self.path = transport, path
+    def __init__(self, transport: Transport, folder: str) -> None:
+        name = transport.fresh_name()
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a workspace")
+        self.transport, self.path = transport, f"{usable_folder(transport, folder)}/work/{name}"
         self._beat = transport.clock()
         self.closed = False
 
     @classmethod
     def make(cls, transport: Transport, folder: str, what: str = "pytest") -> Workspace:
-        """A new workspace in ``folder`` (:attr:`DeviceFacts.folder`), with a note of its owner, this process.
+        """A new workspace in ``folder``, created.
+
+        Raises:
+            DeviceError: as :meth:`create`.
+        """
+        workspace = cls(transport, folder)
+        workspace.create(what)
+        return workspace
+
+    def create(self, what: str = "pytest") -> None:
+        """Make the folder, with a note of its owner, this process. If the answer is lost it may be there all the same: its
+        owner closes it in any case, for a sweep spares what belongs to a living process.
 
         Raises:
             DeviceFileError: it can't be made.
             DeviceSpaceError: no space left on the device.
         """
-        name = transport.fresh_name()
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a workspace")
-        work = f"{usable_folder(transport, folder)}/work"
-        done = transport.shell(
+        work, _, name = self.path.rpartition("/")
+        done = self.transport.shell(
             ["sh", "-c", _MAKE, "make", work, name], stdin=OfThisHost(json.dumps(_owner(what)).encode())
         )
         if done.code != 0:
-            raise refused(done, transport, f"the workspace {work}/{name} can't be made")
-        return cls(transport, f"{work}/{name}")
+            raise refused(done, self.transport, f"the workspace {self.path} can't be made")
 
     def link(self, files: Mapping[str, str]) -> dict[str, str]:
         """Put links to files of the device into the workspace.
@@ -151,10 +167,17 @@ class Workspace:
 
     def close(self) -> None:
         """Remove it. A device that is gone by now, or doesn't answer, is no error: it is swept later."""
-        if not self.closed:
-            self.closed = True
-            with suppress(DeviceError):
-                self.transport.shell(["rm", "-rf", self.path], timeout=CLOSE_SECONDS)
+        close_all([self])
+
+
+def close_all(workspaces: Sequence[Workspace]) -> None:
+    """Remove workspaces of one device, with one command: a device that doesn't answer is waited for once."""
+    left = [workspace for workspace in workspaces if not workspace.closed]
+    for workspace in left:
+        workspace.closed = True
+    if left:
+        with suppress(DeviceError):
+            left[0].transport.shell(["rm", "-rf", *(workspace.path for workspace in left)], timeout=CLOSE_SECONDS)
 
 
 @dataclass(frozen=True)
