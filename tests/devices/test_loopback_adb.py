@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,7 +151,9 @@ def test_ports_are_forwarded_to_the_device(adb: Adb) -> None:
             far, _ = listening.accept()
             with far:
                 _exchange(near, far)
-    adb("forward", "--remove", f"tcp:{port}")
+    assert adb("forward", "--remove", f"tcp:{port}").returncode == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port)), 10)
 
 
 def test_ports_are_forwarded_from_the_device(adb: Adb) -> None:
@@ -240,16 +244,42 @@ def test_a_program_talks_both_ways_for_as_long_as_it_likes(adb: Adb) -> None:
 
 
 def test_a_program_that_takes_nothing_stops_only_its_own_stream(adb: Adb) -> None:
-    with subprocess.Popen(adb.command("shell", "exec sleep 1000"), stdin=-1, stdout=-1) as stuck:
-        assert stuck.stdin
-        writer = threading.Thread(target=_write, args=(stuck.stdin.fileno(), bytes(64 << 20)))
-        writer.start()
+    """A server with bytes waiting for the program doesn't notice that its client is gone, so it's the program that ends."""
+    with _takes_nothing(adb) as (stuck, writer, program):
         assert adb("shell", "echo other").stdout == b"other\n"
-        stuck.kill()
+        assert writer.is_alive()
+        assert adb("shell", f"kill -9 {program}").returncode == 0
+        assert stuck.wait(20) == 128 + 9
         writer.join(20)
         assert not writer.is_alive()
-    while adb.device.processes():  # its hangup is under way
-        assert adb("shell", "true").returncode == 0
+
+
+def test_a_program_that_takes_nothing_is_hung_up_on_with_the_connection(adb: Adb) -> None:
+    with _takes_nothing(adb) as (_, writer, _):
+        assert adb.device.processes() == 1
+        adb.device.drop()
+        writer.join(20)
+        assert not writer.is_alive()
+        end = time.monotonic() + 20
+        while adb.device.processes():
+            assert time.monotonic() < end, "the program lives on"
+            time.sleep(0.05)
+    assert adb("wait-for-device").returncode == 0
+
+
+@contextlib.contextmanager
+def _takes_nothing(adb: Adb) -> Iterator[tuple[subprocess.Popen[bytes], threading.Thread, int]]:
+    """A program that reads nothing of the 64 MiB it is sent, the thread that sends them, and its process on the device."""
+    with subprocess.Popen(adb.command("shell", "echo $$; exec sleep 1000"), stdin=-1, stdout=-1) as stuck:
+        try:
+            assert stuck.stdin
+            assert stuck.stdout
+            program = int(stuck.stdout.readline())
+            writer = threading.Thread(target=_write, args=(stuck.stdin.fileno(), bytes(64 << 20)))
+            writer.start()
+            yield stuck, writer, program
+        finally:
+            stuck.kill()
 
 
 def _write(file: int, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -170,13 +171,18 @@ def test_after_being_mute_it_goes_on_as_if_nothing_had_been(adb: Adb, device: Lo
 
 
 def test_it_drops_its_connections_and_is_connected_again(
-    adb: Adb, adb_server: AdbServer, device: LoopbackDevice
+    adb: Adb, adb_binary: Path, adb_server: AdbServer, device: LoopbackDevice
 ) -> None:
-    with subprocess.Popen(["true"]):
+    command = [str(adb_binary), "-P", str(adb_server.port), "-s", device.address, "shell", "echo there; sleep 60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as session:
+        assert session.stdout
+        assert session.stdout.readline() == b"there\n"
         device.drop()
-    adb("wait-for-device")
+        assert session.wait(20) != 0
+    assert adb("wait-for-device").returncode == 0
+    end = time.monotonic() + 20
     while adb("shell", "echo back").stdout != b"back\n":
-        pass
+        assert time.monotonic() < end, "it is not connected again"
 
 
 def test_it_is_offline(adb: Adb, adb_server: AdbServer, device: LoopbackDevice) -> None:

@@ -9,17 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_qnn.devices.attached import AttachedDevice
+from pytest_qnn.devices.facts import probe
+from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.devices.store import DeviceStore
-from pytest_qnn.devices.transport import Transport
+from pytest_qnn.devices.transport import Completed, Transport
 from pytest_qnn.devices.workspace import FOREIGN_SECONDS, Workspace, _safe_name, sweep
-from pytest_qnn.errors import DeviceFileError
+from pytest_qnn.errors import DeviceFileError, DeviceLostError
 from pytest_qnn.testing import LoopbackDevice
 from tests.devices.as_before import as_before, folder_on, on_host
 
@@ -266,6 +270,33 @@ def test_what_a_workspace_links_to_survives_its_removal(
     workspace.link({"folder": f"{folder}/precious"})
     assert sweep(transport, folder, all_owners=True).workspaces
     assert (precious / "file").exists()
+
+
+def test_one_whose_making_was_answered_by_a_lost_connection_is_removed_too(
+    device: LoopbackDevice, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = probe(transport)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    lease = DeviceLease(facts.serial, facts.address)
+    attached = AttachedDevice(transport, facts, lease, limit_mib=1, wait_seconds=5, recover_seconds=5)
+    work = on_host(device, facts.folder) / "work"
+    shell = transport.shell
+
+    def lose(words: Sequence[str], **options: Any) -> Completed:
+        done = shell(words, **options)
+        if "make" in words:
+            raise DeviceLostError("lost after it was done")
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transport, "shell", lose)
+        with pytest.raises(DeviceLostError, match="after it was done"):
+            _ = attached.workspace
+    assert len(list(work.iterdir())) == 1
+    assert on_host(device, attached.workspace.path).exists()
+    assert len(list(work.iterdir())) == 2  # ours, and no sweep takes what belongs to the living
+    attached.close()
+    assert list(work.iterdir()) == []
 
 
 def test_a_sweep_of_nothing_is_none(transport: Transport, folder: str) -> None:
