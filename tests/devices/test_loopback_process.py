@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pytest_qnn.adb.server import AdbServer, start_server
 from pytest_qnn.adb.transport import AdbTransport
 from pytest_qnn.errors import DeviceSpaceError
 from pytest_qnn.testing import LoopbackDevice
+from pytest_qnn.testing.loopback import python_environment
 
 MakeDevice = Callable[..., LoopbackDevice]
 OpenTransport = Callable[[LoopbackDevice], AdbTransport]
@@ -120,6 +122,13 @@ def test_it_may_begin_again(tmp_path: Path, adb_server: AdbServer) -> None:
             device.path("/data/local/tmp/kept").write_text("not")
             device.disconnect(adb_server)
         assert not device.folder.joinpath("root").exists()
+
+
+def test_one_that_never_started_takes_no_other_from_its_server(
+    device: LoopbackDevice, adb_server: AdbServer, open_transport: OpenTransport, tmp_path: Path
+) -> None:
+    LoopbackDevice(tmp_path / "other").disconnect(adb_server)
+    assert open_transport(device).shell(["echo", "there"]).text == "there"
 
 
 # --- what it can reach ------------------------------------------------------------------------------------------------
@@ -235,6 +244,19 @@ def test_a_small_device_is_full_when_it_is(make_device: MakeDevice, open_transpo
         assert done.code != 0
         assert "No space left on device" in done.error
         assert transport.shell(["sh", "-c", "df -k /data/local/tmp | tail -n 1"]).text.split()[1] == str(8 << 10)
+
+
+def test_folders_of_the_host_below_tmp_do_not_fill_a_small_device(
+    make_device: MakeDevice, open_transport: OpenTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout, or a virtual environment, may lie in /tmp."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder, "large").write_bytes(bytes(9 << 20))
+        shown = [*python_environment.shown(), folder]
+        monkeypatch.setattr(python_environment, "shown", lambda: shown)
+        device = make_device("android", space=8 << 20)
+        done = open_transport(device).shell(["dd", "if=/dev/zero", "of=/data/local/tmp/x", "bs=65536", "count=100"])
+        assert done.code == 0, done.error
 
 
 def test_eight_devices_at_once_keep_their_bytes_apart(make_device: MakeDevice, open_transport: OpenTransport) -> None:

@@ -277,6 +277,8 @@ class LoopbackDevice:
 
     def disconnect(self, server: Server) -> None:
         """Let an ADB server forget it."""
+        if not self.address:
+            return  # never started; and without an address a server would forget all that it knows
         _ask_server(server, f"host:disconnect:{self.address}")
 
     # --- its files ----------------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ def enter(root: Path, *, shown: Sequence[str], frozen: Sequence[str], boot_id: s
         raise NotAllowed(f"unshare: {refused}")
     _mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
     _bind(str(root), root)
+    if space is not None:
+        _limit(root, space)  # before the host's folders come, which may lie in one of these
     for name in ("usr", *shown):
         _show(Path("/", name), root)
     for name in _SYSTEM:
@@ -81,8 +83,6 @@ def enter(root: Path, *, shown: Sequence[str], frozen: Sequence[str], boot_id: s
     (root / "proc").mkdir(exist_ok=True)
     _mount("proc", str(root / "proc"), kind="proc")
     _bind(f"{root}{boot_id}", root / "proc/sys/kernel/random/boot_id")
-    if space is not None:
-        _limit(root, space)
     for name in frozen:
         if (root / name.lstrip("/")).is_dir():
             _bind(f"{root}{name}", root / name.lstrip("/"), recursive=True)
