@@ -244,7 +244,7 @@ def no_server(host: str, port: int, error: OSError) -> AdbServerError:
     how = f"adb -P {port} start-server" if host in LOCAL else f"adb -a -P {port} nodaemon server (on {host})"
     return AdbServerError(
         f"no ADB server at {host_port(host, port)} ({error.strerror or error}). Start one: {how}; or name another: "
-        "--qnn-adb-server HOST:PORT"
+        "the setting adb_server (HOST:PORT)"
     )
 
 

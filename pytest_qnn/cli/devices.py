@@ -127,7 +127,7 @@ def python_runtime(facts: DeviceFacts) -> str:
     """Onnxruntime with the QNN execution provider, in Python on the device; empty if it isn't there."""
     packages: Mapping[str, str] = facts.python.packages if facts.python else {}
     if "onnxruntime" in packages and "onnxruntime-qnn" in packages:
-        return f"onnxruntime {packages['onnxruntime']}, onnxruntime-qnn {packages['onnxruntime-qnn']}"
+        return f"onnxruntime {packages['onnxruntime']} (qnn {packages['onnxruntime-qnn']})"
     return ""
 
 
@@ -149,7 +149,12 @@ def _show(rows: list[Row]) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("serial", "state", "SoC", "arch", "system", "runtime", "free", "°C", "used by"):
-        table.add_column(name, justify="right" if name in ("free", "°C") else "left", overflow="fold")
+        table.add_column(
+            name,
+            justify="right" if name in ("free", "°C") else "left",
+            overflow="fold",
+            no_wrap=name in ("serial", "state", "free"),
+        )
     for row in rows:
         facts = row.facts
         cells = [row.entry.serial or "(none)", row.entry.state, *([""] * 6)]

@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_qnn.cli import write
-from pytest_qnn.errors import OptionError, QnnError
+from pytest_qnn.errors import DeviceError, OptionError, QnnError
 from pytest_qnn.interface import project_folder
-from pytest_qnn.settings import BACKENDS, load_settings, unknown_name
+from pytest_qnn.settings import BACKENDS, Settings, load_settings, unknown_name
 
 Check = dict[str, Any]
 
@@ -41,7 +41,7 @@ def run(chosen: argparse.Namespace) -> int:
         if name not in BACKENDS:
             raise OptionError(f"--require: {unknown_name('backend', name, BACKENDS)}")
     settings = load_settings(project_folder(Path.cwd()), {"soc": chosen.soc} if chosen.soc else None, flag="--")
-    checks = [_python(), *_packages(), *_backends(settings), *_sdk(), _adb(), _devices()]
+    checks = [_python(), *_packages(), *_backends(settings), *_sdk(), _adb(), _devices(settings)]
     works = {c["name"]: c["ok"] for c in checks if c["kind"] == "backend"}
     missing = [name for name in required if not works[name]]
     if chosen.json:
@@ -146,19 +146,13 @@ def _adb() -> Check:
     return _check("adb", "adb", True, str(path))
 
 
-def _devices() -> Check:
-    """Devices that a running adb server knows; a server is never started for this."""
-    import socket
+def _devices(settings: Settings) -> Check:
+    """Devices that a running ADB server knows; a server is never started for this."""
+    from pytest_qnn.adb.server import find_server
 
-    address = ("127.0.0.1", int(os.environ.get("ANDROID_ADB_SERVER_PORT", "5037")))
     try:
-        with socket.create_connection(address, timeout=1) as s:
-            s.settimeout(2)
-            s.sendall(b"000chost:devices")
-            answer = b""
-            while part := s.recv(4096):
-                answer += part
-    except OSError:
-        return _check("adb", "devices", None, f"no adb server on port {address[1]}: none asked")
-    lines = [line for line in answer[8:].decode(errors="replace").splitlines() if line.strip()]
-    return _check("adb", "devices", None, ", ".join(line.replace("\t", " ") for line in lines) or "none attached")
+        server = find_server(settings.adb_server)
+        entries = server.devices(timeout=3.0)
+    except (DeviceError, OptionError) as error:
+        return _check("adb", "devices", None, f"none asked: {error}")
+    return _check("adb", "devices", None, ", ".join(f"{e.serial} {e.state}" for e in entries) or "none attached")

@@ -80,7 +80,7 @@ def test_the_table(command: Command, android: LoopbackDevice, linux: LoopbackDev
     board = next(line for line in out.splitlines() if line.startswith(linux.address))
     for word in ("device", "SM8650 (stand-in)", "v75", "Android 15", "none", "GiB", " 42 "):
         assert word in phone
-    for word in ("SM8650 (stand-in)", "onnxruntime-qnn 2", "pytest-qnn loopback board"):
+    for word in ("SM8650 (stand-in)", "(qnn 2", "pytest-qnn loopback board"):
         assert word in board
     assert f"device {android.address}: nothing there runs models yet" in out
     assert f"device {linux.address} is a stand-in" in out
@@ -357,3 +357,9 @@ def test_devices_that_can_not_be_used_say_why(
 def test_what_is_no_address_is_refused(adb_server: AdbServer, address: str) -> None:
     with pytest.raises(OptionError):
         find(adb_server, address)
+
+
+def test_doctor_lists_the_devices_of_the_server_that_is_named(command: Command, android: LoopbackDevice) -> None:
+    _, out, _ = command("doctor", "--json")
+    (found,) = [check["detail"] for check in json.loads(out)["checks"] if check["name"] == "devices"]
+    assert f"{android.address} device" in found

@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--soc", default="SM8650", help="their SoC (default: SM8650)")
     parser.add_argument("--count", type=int, default=1, help="how many")
-    parser.add_argument("command", nargs="*", help="run this, with pytest's options for the devices in PYTEST_ADDOPTS")
+    parser.add_argument(
+        "command", nargs="*", help="run this, with PYTEST_ADDOPTS and ADB_SERVER_SOCKET set for the devices"
+    )
     chosen = parser.parse_args(arguments)
     if not 1 <= chosen.count <= 64:
         parser.error(f"--count: expected a number from 1 to 64, got {chosen.count}")
@@ -64,7 +66,11 @@ def _serve(chosen: argparse.Namespace, life: ExitStack) -> int:
     options = f"--qnn-target=adb --qnn-adb-server={server.address} --qnn-device-runtime={runtime}"
     if chosen.command:
         added = f"{os.environ.get('PYTEST_ADDOPTS', '')} {options}".strip()
-        return subprocess.run(chosen.command, env=os.environ | {"PYTEST_ADDOPTS": added}, check=False).returncode
+        told = {
+            "PYTEST_ADDOPTS": added,
+            "ADB_SERVER_SOCKET": f"tcp:{server.address}",
+        }  # that of adb, and of pytest-qnn devices
+        return subprocess.run(chosen.command, env=os.environ | told, check=False).returncode
     sys.stdout.write(
         f"{chosen.count} loopback devices ({chosen.flavor}, {chosen.soc}); Ctrl-C ends them. Use them with:\n"
     )
