@@ -110,7 +110,7 @@ class Backend:
         else:
             provided = self._provide_given(order, artifact)
         in_float = self.bench.float_precision(plan)
-        unquantized = "quantized" if provided.artifact.quantizes else in_float  # somebody else's converter did it
+        unquantized = "quantized" if provided.artifact.quantizes else in_float.name  # somebody else's converter did it
         return Session(
             self.bench,
             plan,
@@ -120,10 +120,10 @@ class Backend:
             executed=executed,
             placement=provided.placement,
             precision=executed.precision if executed.quantized else unquantized,
-            unquantized_precision=in_float,
+            unquantized_precision=in_float.name,
             artifact=provided.artifact,
             allow_cpu=_allowed(allow_cpu, provided.placement, executed),
-            notes=(*notes, *provided.notes),
+            notes=(*notes, *provided.notes, *([in_float.note] if in_float.note else [])),
             sampler=self.bench.target.sampler(plan.serial) if plan.serial else None,
         )
 
@@ -176,8 +176,12 @@ class Backend:
             raise ArtifactError(
                 f"{file}: there is no such file: correct the path, or make it with 'pytest-qnn compile'"
             )
-        if not order.plan.has_contexts:
-            raise UsageError(f"artifact={file.name}: context binaries are for htp, this is {self.name}")
+        whole = order.plan.runner == "net_run" and foreign.suffix in (".so", ".dlc")  # these run on every backend
+        if order.plan.backend != "htp" and not whole:
+            raise UsageError(
+                f"artifact={file.name}: context binaries are for htp, this is {self.name}"
+                + (": it takes a model library (.so) or a DLC" if order.plan.runner == "net_run" else "")
+            )
         ours = file.with_name(f"{file.stem}.ctx.onnx")
         if foreign.suffix == ".bin" and manifest_file(ours).is_file():  # its manifest knows more than it tells itself
             return provide_given(order, Context(ours, read_artifact(ours)))

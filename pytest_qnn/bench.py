@@ -30,6 +30,7 @@ from pytest_qnn.verdict.latency import LatencyBudget
 
 if TYPE_CHECKING:
     from pytest_qnn.devices.attached import AttachedDevice
+    from pytest_qnn.precision import FloatPrecision
     from pytest_qnn.records.record import Record
     from pytest_qnn.runners.device_agent import DeviceAgents
     from pytest_qnn.runners.on_device import DeviceModel
@@ -93,7 +94,7 @@ class Bench:
         self.artifacts: Counter[str] = Counter()
         self.test = CurrentTest()
         self._folders = ExitStack()
-        self._precision: dict[tuple[str, str], str] = {}
+        self._precision: dict[tuple[str, str, str | None], FloatPrecision] = {}
 
     def enter(self, test: CurrentTest) -> None:
         """``test`` is what runs from now on; one without an id stands for the time between tests."""
@@ -164,9 +165,10 @@ class Bench:
             self._agents[serial] = DeviceAgents(device, self.pool.faults)
         return self._agents[serial]
 
-    def float_precision(self, plan: Plan) -> str:
-        """What a backend computes float models in, found out by running one: "float32" or "float16"."""
-        key = (plan.backend, plan.serial or (plan.soc.name if plan.soc else plan.library))
+    def float_precision(self, plan: Plan) -> FloatPrecision:
+        """What a backend computes float models in, found out by running one."""
+        where = plan.serial or (plan.soc.name if plan.soc else plan.library)
+        key = (plan.backend, where, dict(plan.options).get("precision_mode"))
         if key not in self._precision:
             from pytest_qnn.precision import probe_precision
 

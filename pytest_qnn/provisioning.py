@@ -162,7 +162,7 @@ def explained(order: Order, error: CompileError) -> CompileError:
     plan = order.plan
     if order.model.quantized or plan.soc is None or order.subject.startswith(PROBE):
         return error
-    if order.bench.float_precision(plan) != "refused":
+    if order.bench.float_precision(plan).name != "refused":
         return error
     return CompileError(
         f"{order.subject}: {plan.soc.name} takes quantised models only, and this one is float: quantise it (pytest-qnn "

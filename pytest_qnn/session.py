@@ -225,7 +225,7 @@ class Session:
             "htp_arch": plan.soc.htp_arch if plan.soc else None,
             "computed_in": self.precision,
             "library": plan.library or None,
-            "versions": {"pytest_qnn": __version__, **self.bench.versions, **plan.versions},
+            "versions": {"pytest_qnn": __version__, **self.bench.versions, **plan.versions, **self._loaded.versions},
             "dimensions": dict(self.model.dimensions),
             "placement": {
                 "on_backend": self.placement.backend,

@@ -108,6 +108,11 @@ def junit_properties(record: Record) -> dict[str, object]:
         "verdict": record["verdict"],
         "blame": record["blame"],
     }
+    if device := provenance["device"]:
+        values["device"] = device["serial"]
+        values["stand_in"] = device["stand_in"] or None
+        values["replayed"] = device["replayed"] or None
+        values["retries"] = "; ".join(record["retries"]) or None
     worst = worst_output(record)
     if worst is not None:
         values["worst_output"] = worst["name"]

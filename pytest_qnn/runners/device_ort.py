@@ -58,7 +58,6 @@ class DeviceOrtModel:
     Attributes:
         info: what loading showed, with the placement as onnxruntime on the device assigned it.
         libraries: QNN's libraries in the process there, by path.
-        versions: of what runs there, as :meth:`DeviceAgents.versions` tells them.
         notes: the same, for records.
         loads: how often it was loaded.
 
@@ -82,7 +81,7 @@ class DeviceOrtModel:
         self._loading = threading.Lock()
         self._fields: dict[str, Any] = {}
         self.libraries: tuple[str, ...] = ()
-        self.versions: dict[str, str] = {}
+        self._versions: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()
         self.loads = 0
         try:
@@ -137,7 +136,7 @@ class DeviceOrtModel:
                 f"{self.subject}: loaded anew, the model is not what it was: its nodes are placed elsewhere, or its inputs or "
                 "outputs changed. Was the device's software updated meanwhile? Run the tests again"
             )
-        self._agent, self.libraries, self.versions = program, libraries, versions
+        self._agent, self.libraries, self._versions = program, libraries, versions
         qnn = f", onnxruntime-qnn {versions['onnxruntime_qnn']} (QNN {versions['qnn'] or 'unknown'})"
         self.notes = (
             f"computed on the device by onnxruntime {versions['onnxruntime']}{qnn if versions['onnxruntime_qnn'] else ''}, "
@@ -145,6 +144,12 @@ class DeviceOrtModel:
         )
         self.loads += 1
         return info
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what runs there, by names for records."""
+        names = ("python", "onnxruntime", "onnxruntime_qnn", "qnn", "numpy")
+        return {f"device_{name}": self._versions[name] for name in names if self._versions.get(name)}
 
     def _provide(self, request: LoadRequest, model: Model) -> list[tuple[str, str]]:
         """Put the model's files on the device: name in the model's folder, and path in the workspace; the model comes first."""

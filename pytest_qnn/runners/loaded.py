@@ -65,6 +65,11 @@ class Loaded(Protocol):
         """What the runner said of itself that belongs into records."""
         ...
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """What runs it, by names for records, e.g. ``{"device_qnn": "2.51.0"}``; nothing where that is this host's runtime."""
+        ...
+
     def run_many(self, samples: Sequence[Mapping[str, Array]]) -> list[Inference]:
         """One inference for each sample, in order.
 

@@ -38,6 +38,11 @@ class DeviceModel:
         return self._inner.notes
 
     @property
+    def versions(self) -> dict[str, str]:
+        """What runs it on the device, by names for records."""
+        return self._inner.versions
+
+    @property
     def info(self) -> LoadInfo:
         """What loading showed; only of a model in onnxruntime."""
         return self._inner.info  # type: ignore[attr-defined,no-any-return]

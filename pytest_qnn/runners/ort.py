@@ -91,6 +91,11 @@ class LoadedModel:
 
     notes: tuple[str, ...] = ()
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """None: what is installed on this host, which records tell already."""
+        return {}
+
     def __init__(
         self,
         pool: ProcessPool,

@@ -299,12 +299,32 @@ def load(chosen: argparse.Namespace, backend: str, here: Installed, soc: Soc, wo
         return as_converted(load_onnx(content), graph)
     binary = compile_model(content, {"soc_model": soc.soc_id}, options, work)
     (work / "compiled.bin").write_bytes(binary)
-    return as_converted(load_context(work / "compiled.bin", soc, work, chosen.profiling_level), graph)
+    compiled = load_context(work / "compiled.bin", soc, work, chosen.profiling_level)
+    return as_converted(compiled, graph, names_before(work))
 
 
-def as_converted(model: Model, graph: str) -> Model:
-    """The model with names as the SDK's converters write them into libraries: its own, and those of its tensors."""
-    from pytest_qnn.artifacts.matching import converted_name
+def names_before(work: Path) -> dict[str, str]:
+    """Names of tensors in the compiled model -> in the ONNX model that it was compiled from: the compiler chose others."""
+    from pytest_qnn.artifacts.binary import read_context_binary
+    from pytest_qnn.artifacts.matching import match_tensors
+    from pytest_qnn.model.onnx_file import read_model
+
+    match = match_tensors(read_context_binary(work / "compiled.bin"), read_model(work / "model.onnx"))
+    return {edge.tensor.name: edge.spec.name for edge in (*match.inputs, *match.outputs)}
+
+
+def as_converted(model: Model, graph: str, names: Mapping[str, str] | None = None) -> Model:
+    """The model with names as the SDK's converters write them into libraries: its own, and those of its tensors.
+
+    Args:
+        names: names of its tensors in the ONNX model, where they differ.
+    """
+    from pytest_qnn.artifacts.matching import converted_name as converted
+
+    before = names or {}
+
+    def converted_name(name: str) -> str:
+        return converted(before.get(name, name))
 
     inputs = {converted_name(tensor.name): tensor.name for tensor in model.inputs}
     outputs = {tensor.name: converted_name(tensor.name) for tensor in model.outputs}

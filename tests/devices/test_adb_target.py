@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from pytest_qnn.model.inputs import seeded_inputs
 from pytest_qnn.settings import Settings
 from pytest_qnn.testing import LoopbackDevice
 from pytest_qnn.testing.device_runtime import make_device_runtime
+from pytest_qnn.testing.sdk_stand_in import dlc, model_library
+from tests import sdk_stand_in
 
 ACCURACY = """
 @pytest.mark.backend("htp")
@@ -99,11 +103,119 @@ def test_a_marked_test_runs_on_the_device_and_its_record_says_what_that_is(
     provenance = record["provenance"]
     assert provenance["runner"] == {"linux": "ort", "android": "net_run"}[flavor]
     assert (provenance["target"], provenance["soc"], provenance["simulated"]) == ("adb", "SM8650", True)
+    assert provenance["versions"]["device_qnn"].startswith("2.")
+    assert ("device_onnxruntime" in provenance["versions"]) == (flavor == "linux")
     assert provenance["device"]["serial"] == device.address
     assert "loopback device" in provenance["device"]["stand_in"]
     assert "stand-in" in record["subject"]
     assert f"--qnn-device={device.address}" in record["repeat"]
     assert not work_folders(device)
+
+
+# --- what somebody else made, and what only the SDK makes -------------------------------------------------------------
+
+FOREIGN = """
+from pytest_qnn.artifacts import ForeignArtifact
+
+LAYOUTS = {"x": "same", "y": "same"}
+
+@pytest.mark.backend("%(backend)s")
+@pytest.mark.parametrize("file", %(files)r)
+def test_foreign(qnn_backend, qnn_inputs, file):
+    artifact = file if file.endswith(".bin") else ForeignArtifact(file, layouts=LAYOUTS)
+    session = qnn_backend.load("conv.qdq.onnx", float_model="conv.onnx", artifact=artifact)
+    assert_matches_reference(session.run(qnn_inputs(session, 2)))
+"""
+
+
+@pytest.fixture
+def on_phone(
+    android: LoopbackDevice, adb_server: AdbServer, project: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> Callable[..., tuple[pytest.RunResult, list[dict[str, Any]]]]:
+    """Run pytest with tests on a phone: what it printed, and the records."""
+
+    def run(test: str, *arguments: object) -> tuple[pytest.RunResult, list[dict[str, Any]]]:
+        device = f"adb://{android.address}@{adb_server.address}"
+        given = ["--qnn-target=adb", f"--qnn-device={device}", "--qnn-json=report.json", *map(str, arguments)]
+        result = project(test, *given)
+        return result, json.loads((pytester.path / "report.json").read_text())["records"]
+
+    return run
+
+
+def test_a_binary_a_library_and_a_dlc_of_somebody_else_run_on_a_phone(
+    on_phone: Callable[..., tuple[pytest.RunResult, list[dict[str, Any]]]],
+    device_runtime: Path,
+    htp: Backend,
+    models: Path,
+    pytester: pytest.Pytester,
+) -> None:
+    conv = models / "conv.qdq.onnx"
+    htp.compile(conv, pytester.path / "made")
+    next((pytester.path / "made").glob("*.bin")).rename(pytester.path / "conv.bin")
+    (pytester.path / "libconv.so").write_bytes(model_library(conv.read_bytes(), "conv", "aarch64-android", "test"))
+    (pytester.path / "conv.dlc").write_bytes(dlc(conv.read_bytes(), "conv"))
+    test = FOREIGN % {"backend": "htp", "files": ["conv.bin", "libconv.so", "conv.dlc"]}
+    result, records = on_phone(test, f"--qnn-device-runtime={device_runtime}")
+    result.assert_outcomes(passed=3)
+    kinds = [record["provenance"]["artifact"]["kind"] for record in records]
+    assert kinds == ["foreign context binary", "foreign model library", "foreign DLC"]
+    assert {record["verdict"] for record in records} == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("options", "assumed"),
+    [
+        ("", "float32 is assumed, since precision_mode isn't given"),
+        (", precision_mode='fp16'", "float16 is assumed, since precision_mode is fp16"),
+    ],
+)
+def test_gpu_on_a_loopback_phone_is_called_a_stand_in_everywhere(
+    options: str,
+    assumed: str,
+    on_phone: Callable[..., tuple[pytest.RunResult, list[dict[str, Any]]]],
+    device_runtime: Path,
+    models: Path,
+    pytester: pytest.Pytester,
+) -> None:
+    (pytester.path / "conv.dlc").write_bytes(dlc((models / "conv.onnx").read_bytes(), "conv"))
+    test = (FOREIGN % {"backend": "gpu", "files": ["conv.dlc"]}).replace('("gpu")', f'("gpu"{options})')
+    result, (record,) = on_phone(test, f"--qnn-device-runtime={device_runtime}", "--junitxml=junit.xml")
+    result.assert_outcomes(passed=1)
+    text = result.stdout.str()
+    assert "gpu*" in text
+    assert "stand-in" in record["subject"]
+    assert record["provenance"]["simulated"]
+    assert "not an Adreno GPU" in json.dumps(record)
+    assert assumed in text
+    assert record["provenance"]["computed_in"] == assumed.split()[0]
+    assert 'name="qnn.stand_in" value="loopback device' in (pytester.path / "junit.xml").read_text()
+
+
+@pytest.mark.slow
+def test_gpu_on_a_phone_takes_a_library_that_the_sdk_builds(
+    on_phone: Callable[..., tuple[pytest.RunResult, list[dict[str, Any]]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sdk = make_device_runtime(sdk_stand_in.install(tmp_path / "qairt"))
+    ndk_build = tmp_path / "ndk" / "ndk-build"
+    ndk_build.parent.mkdir()
+    ndk_build.write_text("#!/bin/sh\n")
+    ndk_build.chmod(0o755)
+    monkeypatch.setenv("QNN_SDK_ROOT", str(sdk))
+    monkeypatch.setenv("ANDROID_NDK_ROOT", str(ndk_build.parent))
+    test = textwrap.dedent("""
+        @pytest.mark.backend("gpu")
+        def test_gpu(qnn_backend, qnn_inputs):
+            session = qnn_backend.load("conv.onnx")
+            assert_matches_reference(session.run(qnn_inputs(session, 2)))
+    """)
+    result, (record,) = on_phone(test)
+    result.assert_outcomes(passed=1)
+    assert record["provenance"]["artifact"]["kind"] == "model library"
+    assert "not measured" not in result.stdout.str()
+    assert "stand-in" in record["subject"]
 
 
 def test_a_device_that_is_named_but_not_there_is_an_error(

@@ -243,7 +243,14 @@ def test_a_model_library_and_a_dlc_are_prepared_on_the_device(
     phone: Phone, compiled: Compiled, conv: Path, tmp_path: Path
 ) -> None:
     bound = compiled.matched(compiled.binary(conv), conv)
-    match = replace(bound, graph=replace(bound.graph, name="conv"))
+    inputs, outputs = (
+        tuple(replace(edge, tensor=replace(edge.tensor, name=edge.spec.name)) for edge in edges)  # as converters do it
+        for edges in (bound.inputs, bound.outputs)
+    )
+    graph = replace(
+        bound.graph, name="conv", inputs=tuple(e.tensor for e in inputs), outputs=tuple(e.tensor for e in outputs)
+    )
+    match = replace(bound, graph=graph, inputs=inputs, outputs=outputs)
     samples = seeded_inputs(conv, 1)
     wanted = compiled.simulated(conv, samples)
     library, container = tmp_path / "libconv.so", tmp_path / "conv.dlc"

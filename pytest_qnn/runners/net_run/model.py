@@ -151,6 +151,11 @@ class NetRunModel:
         self._generation = device.generation
         self.loads += 1
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the device's runtime, by names for records."""
+        return {"device_qnn": self.runtime.version}
+
     def _link(self, runtime: Mapping[str, str], model: str, digest: str) -> str:
         """Link the files into the workspace; returns the folder of the runtime there, which is named by its content."""
         text = "\n".join(f"{name} {path}" for name, path in sorted(runtime.items()))
