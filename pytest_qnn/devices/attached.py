@@ -16,6 +16,7 @@ from pytest_qnn.devices.store import DeviceStore
 from pytest_qnn.devices.transport import Transport, part
 from pytest_qnn.devices.workspace import Workspace, close_all, sweep
 from pytest_qnn.errors import (
+    AdbServerError,
     DeviceError,
     DeviceLostError,
     DeviceTimeoutError,
@@ -107,7 +108,7 @@ class AttachedDevice:
             if self._workspace is not None:
                 self._workspace.beat()
             return action()
-        except (DeviceLostError, DeviceTimeoutError, RuntimeCrashError) as error:
+        except (DeviceLostError, DeviceTimeoutError, AdbServerError, RuntimeCrashError) as error:
             if isinstance(error, RuntimeCrashError) and not self._has_restarted():
                 self._add_log(error)
                 raise
@@ -141,7 +142,7 @@ class AttachedDevice:
         """Whether a program that died there was ended by a restart of the device."""
         try:
             return probe(self.transport, self.facts.folder).boot_id != self.facts.boot_id
-        except (DeviceLostError, DeviceTimeoutError):
+        except (DeviceLostError, DeviceTimeoutError, AdbServerError):
             return True
         except DeviceError:
             return False
@@ -163,7 +164,7 @@ class AttachedDevice:
         try:
             self.transport.reconnect(seconds)
             facts = probe(self.transport, known.folder)
-        except (DeviceLostError, DeviceTimeoutError) as error:
+        except (DeviceLostError, DeviceTimeoutError, AdbServerError) as error:
             self._gone = str(error)
             raise DeviceLostError(
                 f"{self.transport.address}: the device did not come back within {seconds:g} s ({_first_line(error)}): look "
