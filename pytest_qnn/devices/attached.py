@@ -151,7 +151,8 @@ class AttachedDevice:
         try:
             self._recover(self._recover_seconds)
         except DeviceError as gone:
-            lost = DeviceLostError(f"{_first_line(error)}. {gone}")
+            said = _first_line(error)
+            lost = DeviceLostError(f"{said}{'' if said.endswith('?') else '.'} {gone}")
             raise lost from error
 
     def _recover(self, seconds: float) -> None:

@@ -223,7 +223,7 @@ class DeviceAgent:
         except DeviceTimeoutError as error:
             self.kill()
             raise self._noted(
-                DeviceTimeoutError(f"{subject}: {op}: {error}. The connection to the program there was closed")
+                DeviceTimeoutError(f"{subject}: {op}: {error} (the connection to the program there was closed)")
             ) from error
         except TargetError as error:
             self.kill()

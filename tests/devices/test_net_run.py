@@ -29,7 +29,9 @@ from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.devices.runtime_files import find_runtime
 from pytest_qnn.errors import (
     BackendUnavailableError,
+    DeviceLostError,
     DeviceSpaceError,
+    DeviceTimeoutError,
     ExecutionError,
     InputError,
     RuntimeCrashError,
@@ -568,3 +570,27 @@ def test_without_the_sdks_viewer_there_are_no_times(
     monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
     with pytest.raises(BackendUnavailableError, match="only qnn-profile-viewer of the QNN SDK reads.*QNN_SDK_ROOT"):
         small.time(seeded_inputs(conv, 1)[0], 5, 1.0)
+
+
+def test_a_lost_device_is_not_asked_to_tidy_up() -> None:
+    """That would take another deadline; an error of the program leaves a device that answers."""
+    asked: list[list[str]] = []
+
+    class Line:
+        def fresh_name(self) -> str:
+            return "x"
+
+        def shell(self, words: list[str], timeout: float) -> None:
+            asked.append(words)
+
+    def fail(error: Exception) -> None:
+        with invocation(Line(), "/w", Surroundings("net", "net.bin", "", "")):  # type: ignore[arg-type]
+            raise error
+
+    for error in (DeviceTimeoutError("mute"), DeviceLostError("gone")):
+        with pytest.raises(type(error)):
+            fail(error)
+    assert asked == []
+    with pytest.raises(ExecutionError):
+        fail(ExecutionError("failed"))
+    assert asked == [["rm", "-rf", "/w/run-x"]]

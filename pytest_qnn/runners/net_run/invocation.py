@@ -11,7 +11,14 @@ from pathlib import Path
 
 from pytest_qnn.devices.facts import clean, read_free_bytes
 from pytest_qnn.devices.transport import Transport
-from pytest_qnn.errors import DeviceError, DeviceFileError, DeviceTimeoutError, ExecutionError, TargetTimeoutError
+from pytest_qnn.errors import (
+    DeviceError,
+    DeviceFileError,
+    DeviceLostError,
+    DeviceTimeoutError,
+    ExecutionError,
+    TargetTimeoutError,
+)
 from pytest_qnn.runners.net_run.log import Surroundings, failure, lines_of, succeeded, tail
 
 SHELL_SECONDS = 30.0
@@ -174,13 +181,25 @@ class Invocation:
 
 @contextmanager
 def invocation(transport: Transport, workspace: str, near: Surroundings) -> Iterator[Invocation]:
-    """A run in a fresh folder of the workspace on the device; the folder is removed at the end, as far as the device answers."""
+    """A run in a fresh folder of the workspace on the device; the folder is removed at the end.
+
+    A device that was lost isn't asked for that, which would take another deadline: it gets a new workspace, and the old one is
+    removed when the session ends.
+    """
     path = f"{workspace}/run-{transport.fresh_name()}"
     try:
         yield Invocation(transport, path, near)
-    finally:
-        with suppress(DeviceError):
-            transport.shell(["rm", "-rf", path], timeout=SHELL_SECONDS)
+    except (DeviceLostError, DeviceTimeoutError):
+        raise
+    except BaseException:
+        _remove(transport, path)
+        raise
+    _remove(transport, path)
+
+
+def _remove(transport: Transport, path: str) -> None:
+    with suppress(DeviceError):
+        transport.shell(["rm", "-rf", path], timeout=SHELL_SECONDS)
 
 
 def check_outputs(files: frozenset[str], wanted: Sequence[str], allowed: Sequence[str], subject: str) -> None:
