@@ -49,6 +49,7 @@ SETTINGS = (
         "folder with the device's QNN runtime (default: QNN_SDK_ROOT, else what the device has)",
         "DIR",
     ),
+    Setting("device_python", "Python on the device, e.g. of a virtual environment (default: its python3)", "PATH"),
     Setting("device_folder", "folder on the device (default: the first writable of the usual ones)", "PATH"),
     Setting("device_limit_mb", "size limit of the files kept on a device, in MiB", "MIB"),
     Setting("device_wait", "seconds to wait for a device that somebody else uses", "SECONDS"),

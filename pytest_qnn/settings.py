@@ -134,6 +134,7 @@ PARSERS: Mapping[str, Callable[[object], Any]] = {
     "runner": _one_of(RUNNERS, "runner"),
     "device_runtime": _path,
     "device_folder": _device_path,
+    "device_python": _device_path,
     "device_limit_mb": _positive,
     "device_wait": _positive,
     "recover_timeout": _positive,
@@ -187,6 +188,7 @@ class Settings:
     runner: str = "auto"
     device_runtime: Path | None = None
     device_folder: str | None = None
+    device_python: str | None = None
     device_limit_mb: float = 4096.0
     device_wait: float = 600.0
     recover_timeout: float = 120.0

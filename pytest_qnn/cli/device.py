@@ -65,7 +65,7 @@ def _clean(settings: Settings, chosen: argparse.Namespace) -> int:
     try:
         with DeviceLease(entry.serial, entry.address, "pytest-qnn device clean") as lease:
             lease.acquire(0)
-            facts = probe(transport, settings.device_folder, timeout=PROBE_SECONDS)
+            facts = probe(transport, settings.device_folder, settings.device_python, timeout=PROBE_SECONDS)
             swept = sweep(transport, facts.folder, all_owners=chosen.all)
             store = DeviceStore(transport, facts.folder, settings.device_limit_mb)
             gone = store.clear()
@@ -96,7 +96,7 @@ def _logs(settings: Settings, chosen: argparse.Namespace) -> int:
         raise OptionError(f"--lines: expected a number from 1 to 100000, got {chosen.lines}")
     _, transport = _open(settings)
     try:
-        facts = probe(transport, settings.device_folder, timeout=PROBE_SECONDS)
+        facts = probe(transport, settings.device_folder, settings.device_python, timeout=PROBE_SECONDS)
         text = log_tail(transport, facts, chosen.lines)
     finally:
         transport.close()
@@ -160,7 +160,7 @@ def _steps(settings: Settings) -> list[_Step]:
         return steps
     transport = entry.open()
     try:
-        facts = probe(transport, settings.device_folder, timeout=PROBE_SECONDS)
+        facts = probe(transport, settings.device_folder, settings.device_python, timeout=PROBE_SECONDS)
         start = time.perf_counter()
         transport.shell(["true"], timeout=PROBE_SECONDS)
         took = 1e3 * (time.perf_counter() - start)

@@ -37,6 +37,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the settings that say how devices are reached and what is there."""
     parser.add_argument("--adb-server", metavar="HOST:PORT", help="default: the setting adb_server")
     parser.add_argument("--device-folder", metavar="PATH", help="on the device; default: the setting device_folder")
+    parser.add_argument("--device-python", metavar="PATH", help="on the device; default: the setting device_python")
     parser.add_argument("--device-runtime", metavar="DIR", help="default: the setting device_runtime")
 
 
@@ -45,7 +46,9 @@ def read_settings(chosen: argparse.Namespace, **more: object) -> Settings:
     from pytest_qnn.interface import project_folder
     from pytest_qnn.settings import load_settings
 
-    given = {name: getattr(chosen, name) for name in ("adb_server", "device_folder", "device_runtime")} | more
+    given = {
+        name: getattr(chosen, name) for name in ("adb_server", "device_folder", "device_python", "device_runtime")
+    } | more
     return load_settings(project_folder(Path.cwd()), {k: v for k, v in given.items() if v is not None}, flag="--")
 
 
@@ -99,7 +102,7 @@ def _look(entry: DeviceEntry, settings: Settings) -> Row:
     try:
         transport = entry.open()
         try:
-            facts = probe(transport, settings.device_folder, timeout=PROBE_SECONDS)
+            facts = probe(transport, settings.device_folder, settings.device_python, timeout=PROBE_SECONDS)
         finally:
             transport.close()
     except DeviceError as error:

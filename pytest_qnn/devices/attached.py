@@ -40,6 +40,7 @@ class AttachedDevice:
         wait_seconds: how long to wait while somebody else uses it.
         recover_seconds: how long to wait for it after it was lost.
         may_retry: asked before something is done once more after the device was lost, with what and why; notes it.
+        python: its Python, for :func:`~pytest_qnn.devices.facts.probe`.
 
     Attributes:
         health: watches it while it is measured.
@@ -56,10 +57,11 @@ class AttachedDevice:
         wait_seconds: float,
         recover_seconds: float,
         may_retry: Callable[[str], bool] = lambda what: False,
+        python: str | None = None,
     ) -> None:
         self.transport, self.facts, self.lease = transport, facts, lease
         self._limit_mib, self._wait_seconds, self._recover_seconds = limit_mib, wait_seconds, recover_seconds
-        self._may_retry = may_retry
+        self._may_retry, self._python = may_retry, python
         self.health = HealthSampler(transport)
         self._local = ExitStack()
         self._workspace: Workspace | None = None
@@ -141,7 +143,7 @@ class AttachedDevice:
     def _has_restarted(self) -> bool:
         """Whether a program that died there was ended by a restart of the device."""
         try:
-            return probe(self.transport, self.facts.folder).boot_id != self.facts.boot_id
+            return probe(self.transport, self.facts.folder, self._python).boot_id != self.facts.boot_id
         except (DeviceLostError, DeviceTimeoutError, AdbServerError):
             return True
         except DeviceError:
@@ -164,7 +166,7 @@ class AttachedDevice:
         known = self.facts
         try:
             self.transport.reconnect(seconds)
-            facts = probe(self.transport, known.folder)
+            facts = probe(self.transport, known.folder, self._python)
         except (DeviceLostError, DeviceTimeoutError, AdbServerError) as error:
             self._gone = str(error)
             raise DeviceLostError(

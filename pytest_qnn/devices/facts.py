@@ -42,11 +42,11 @@ _COLD, _HOT = -40.0, 150.0
 _NO_TEMPERATURE = re.compile(r"bcl|ibat|vbat|lvl|socd|step|trip", re.I)  # zones that carry currents, volts or levels
 _BAD_PATH = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.\.(/|$)")
 
-# Words: the marker of this probe, "own" or "default", candidates for the folder, "--", folders that may have a runtime.
+# Words: the marker of this probe, Python or "", "own" or "default", candidates for the folder, "--", folders that may have a runtime.
 # It runs under mksh with toybox, dash with coreutils, and ash with busybox.
 _SCRIPT = r"""
-mark=$1 chosen=$2
-shift 2
+mark=$1 python=$2 chosen=$3
+shift 3
 exec 2>/dev/null
 limits=; timeout -s KILL 9 true && limits=yes
 within() { if [ "$limits" ]; then timeout -s KILL "$@"; else shift; "$@"; fi; }
@@ -105,7 +105,7 @@ for dir in "$@"; do
   done
 done | head -c 100000
 section python
-python=$(command -v python3)
+if [ "$python" ]; then [ -x "$python" ] || python=; else python=$(command -v python3); fi
 if [ "$python" ]; then
   printf '%s\n' "$python"
   cd / && within 10 "$python" -I -B -c '
@@ -208,12 +208,15 @@ class DeviceFacts:
         return asdict(self) | {"htp_arch": self.htp_arch, "zones": list(self.zones)}
 
 
-def probe(transport: Transport, folder: str | None = None, timeout: float = PROBE_SECONDS) -> DeviceFacts:
+def probe(
+    transport: Transport, folder: str | None = None, python: str | None = None, timeout: float = PROBE_SECONDS
+) -> DeviceFacts:
     """Ask a device what it is and has.
 
     Args:
         folder: on the device; made if it is missing. By default the first usable of :data:`DEFAULT_FOLDERS`. If it can't be
             used no other one is taken.
+        python: path of the interpreter on the device, e.g. of a virtual environment; by default its python3.
         timeout: seconds for everything.
 
     Raises:
@@ -222,7 +225,18 @@ def probe(transport: Transport, folder: str | None = None, timeout: float = PROB
     """
     mark = transport.fresh_name()
     folders = [folder] if folder else list(DEFAULT_FOLDERS)
-    words = ["sh", "-c", _SCRIPT, "probe", mark, "own" if folder else "default", *folders, "--", *RUNTIME_FOLDERS]
+    words = [
+        "sh",
+        "-c",
+        _SCRIPT,
+        "probe",
+        mark,
+        python or "",
+        "own" if folder else "default",
+        *folders,
+        "--",
+        *RUNTIME_FOLDERS,
+    ]
     done = transport.shell(words, timeout=timeout, limit=1 << 20)
     told = split_sections(done.stdout, mark)
     if "end" not in told:

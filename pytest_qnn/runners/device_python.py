@@ -15,19 +15,26 @@ from pytest_qnn.errors import BackendUnavailableError
 from pytest_qnn.targets.backend_config import provider_options
 
 OLDEST_ONNXRUNTIME = (1, 24)  # the first that tells where a model's nodes ran
-INSTALL = "python3 -m pip install 'onnxruntime>=1.24' onnxruntime-qnn"
+INSTALL = "python3 -m pip install 'onnxruntime>=1.24' onnxruntime-qnn (in a virtual environment: name its Python with device_python)"
 BACKEND_LIBRARIES = {"htp": "libQnnHtp.so", "cpu": "libQnnCpu.so", "gpu": "libQnnGpu.so"}
 LOOK_SECONDS = 60.0  # for Python on a slow board
 
 
-def check_python(facts: DeviceFacts) -> None:
+def check_python(facts: DeviceFacts, chosen: str | None = None) -> None:
     """Make sure, from what is known of it, that a device can run models in onnxruntime.
+
+    Args:
+        chosen: the setting device_python.
 
     Raises:
         BackendUnavailableError: Python, onnxruntime or onnxruntime-qnn is missing there or too old; with what to do.
     """
     where = f"device {facts.serial}"
     python = facts.python
+    if facts.os == "linux" and chosen and (python is None or python.version is None):
+        raise BackendUnavailableError(
+            f"{where}: {chosen} (device_python) is no program there, or is no Python: correct it"
+        )
     if facts.os != "linux" or python is None:
         raise BackendUnavailableError(
             f"{where} has no python3 ({facts.os}), and the runner ort needs it: install it there, or take the runner net_run"

@@ -111,6 +111,7 @@ class AdbTarget:
             wait_seconds=settings.device_wait,
             recover_seconds=settings.recover_timeout,
             may_retry=self._may_retry,
+            python=settings.device_python,
         )
         return device
 
@@ -134,7 +135,7 @@ class AdbTarget:
                 transport = self.tape.transport(transport)
             try:
                 with part(transport, f"probe of {candidate.serial}"):
-                    facts = probe(transport, self.settings.device_folder)
+                    facts = probe(transport, self.settings.device_folder, self.settings.device_python)
                 if isinstance(transport, RecordingTransport):
                     transport.describe(facts.to_json(), facts.stand_in)
             except BaseException:
@@ -193,7 +194,7 @@ class AdbTarget:
             return runner, facts.stand_in or (f"stand-in runtime from {runtime.origin}" if runtime.stand_in else "")
         from pytest_qnn.runners.device_python import check_library, check_python
 
-        check_python(facts)
+        check_python(facts, self.settings.device_python)
         if backend != "htp" and (facts.serial, backend) not in self._have:
             device.attempt(f"looking for {backend}", lambda: check_library(device.transport, facts, backend))
             self._have.add((facts.serial, backend))
@@ -202,7 +203,8 @@ class AdbTarget:
     def _runner(self, facts: DeviceFacts) -> str:
         if self.settings.runner != "auto":
             return self.settings.runner
-        return "ort" if facts.os == "linux" and facts.python is not None else "net_run"
+        has_python = facts.python is not None or self.settings.device_python is not None
+        return "ort" if facts.os == "linux" and has_python else "net_run"
 
     def soc_of(self, backend: str, soc: str | None = None, serial: str | None = None) -> str:
         """Name of the device's SoC; "unknown" if it tells none that is known."""

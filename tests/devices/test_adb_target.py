@@ -19,6 +19,7 @@ from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.errors import BackendUnavailableError, DeviceBusyError, DeviceLostError
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.inputs import seeded_inputs
+from pytest_qnn.session import Session
 from pytest_qnn.settings import Settings
 from pytest_qnn.testing import LoopbackDevice
 from pytest_qnn.testing.device_runtime import make_device_runtime
@@ -348,3 +349,35 @@ def test_a_phone_without_a_runtime_says_which_files_it_needs(
     monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
     with pytest.raises(BackendUnavailableError, match="qnn-net-run"):
         open_bench(make_device("android"), device_runtime=None).backend(BackendRequest("htp"))
+
+
+def test_a_virtual_environment_on_a_board_can_be_named(
+    make_device: Callable[..., LoopbackDevice], open_bench: Callable[..., Bench], models: Path
+) -> None:
+    device = make_device("linux")
+    systems, venvs = device.path("/bin/python3"), device.path("/home/root/venv/bin/python")
+    venvs.parent.mkdir(parents=True)
+    venvs.write_text(systems.read_text())
+    venvs.chmod(0o755)
+    systems.unlink()
+
+    def load(**settings: object) -> Session:
+        bench = open_bench(device, **settings)
+        return bench.backend(BackendRequest("htp")).load(models / "conv.qdq.onnx")
+
+    session = load(device_python="/home/root/venv/bin/python")
+    assert session.provenance["runner"] == "ort"
+    before = session.run(seeded_inputs(session, 1)).results[0]["y"]
+    device.reboot(down=0.3)
+    np.testing.assert_array_equal(session.run(seeded_inputs(session, 1)).results[0]["y"], before)
+    session.bench.close()  # and lets go of the device
+    without = load()
+    assert without.provenance["runner"] == "net_run"
+    without.bench.close()
+    for wrong in ("/home/root/none/bin/python", "/bin/true"):
+        bench = open_bench(device, device_python=wrong, device_wait=5.0)
+        with pytest.raises(
+            BackendUnavailableError, match=rf"{wrong} \(device_python\) is no program there, or is no Python"
+        ):
+            bench.backend(BackendRequest("htp"))
+        bench.close()
