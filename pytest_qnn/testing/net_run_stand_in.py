@@ -62,7 +62,9 @@ FAULTS = (
     "stale-output",  # there is a result of an inference that nobody asked for
     "no-profile",  # no profiling log
 )
-FAULT_FILE = Path("/run/net-run-faults.json")
+FAULT_FILE = Path(
+    f"{os.environ.get('FAKE_ROOT', '')}/run/net-run-faults.json"
+)  # set on devices without a root of their own
 PERF_PROFILES = (
     "low_balanced",
     "balanced",

@@ -41,6 +41,14 @@ def each_adb(request: pytest.FixtureRequest) -> Path:
     return DEBIAN_ADB
 
 
+def needs_own_root(device: LoopbackDevice) -> None:
+    """Skip a test of what a device without a root folder of its own doesn't model: system files, and paths that programs tell."""
+    if not device.isolated:
+        if not SKIPS_ALLOWED:
+            pytest.fail(f"CI must allow Linux namespaces: {device.isolation}")
+        pytest.skip(f"the loopback device has no root folder of its own: {device.isolation}")
+
+
 @pytest.fixture(scope="session")
 def adb_server(adb_binary: Path) -> Iterator[AdbServer]:
     """A private server, one for all tests."""

@@ -448,7 +448,7 @@ LIAR = """
 import os, sys
 sys.path.insert(0, {folder!r})
 del sys.argv[2:]
-source = open({agent!r}).read().replace('if __name__ == "__main__":', "if False:")
+source = open(__import__('os').environ.get('FAKE_ROOT', '') + {agent!r}).read().replace('if __name__ == "__main__":', "if False:")
 exec(compile(source, "agent", "exec"), globals())
 {lie}
 sys.argv.append("restarted")

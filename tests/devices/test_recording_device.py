@@ -22,6 +22,7 @@ from pytest_qnn.errors import DeviceError, DeviceFileError, DeviceLostError, Dev
 from pytest_qnn.recording import Recording, Replay
 from pytest_qnn.recording.stored import problems, read_session
 from pytest_qnn.testing import LoopbackDevice
+from tests.devices.conftest import needs_own_root
 
 HOSTILE = "-rf $(touch x) 'a\"b' ü\n*"
 
@@ -117,6 +118,7 @@ def test_a_recording_of_a_real_line_names_neither_host_nor_user(
     adb_server: AdbServer,
     tmp_path: Path,
 ) -> None:
+    needs_own_root(android)
     record(open_transport(android), tmp_path, tmp_path / "rec")
     text = (tmp_path / "rec" / "recording.jsonl").read_text()
     for name in (str(tmp_path), os.uname().nodename, adb_server.address, f'"pid": {os.getpid()}'):

@@ -17,6 +17,7 @@ from pytest_qnn.adb.transport import AdbTransport
 from pytest_qnn.errors import DeviceFileError, DeviceLostError, DeviceTimeoutError
 from pytest_qnn.testing import LoopbackDevice
 from tests.devices.as_before import as_before
+from tests.devices.conftest import needs_own_root
 from tests.devices.traces import gone, marked_sleep, tree
 
 HOSTILE = [
@@ -90,6 +91,7 @@ def test_program_that_is_not_there_is_an_answer(line: AdbTransport) -> None:
 
 
 def test_words_reach_the_program_as_they_are(line: AdbTransport, android: LoopbackDevice) -> None:
+    needs_own_root(android)
     assert line.shell(["printf", "%s\\0", *HOSTILE]).stdout == "".join(f"{w}\0" for w in HOSTILE).encode()
     for word in HOSTILE:
         done = line.shell(["sh", "-c", 'pwd; printf %s "$A"'], cwd=TMP, env={"A": word})
@@ -166,6 +168,7 @@ def test_command_is_killed_on_the_device_when_its_time_is_over(line: AdbTranspor
 def test_command_is_ended_on_a_device_without_timeout(
     android: LoopbackDevice, open_transport: Callable[[LoopbackDevice], AdbTransport]
 ) -> None:
+    needs_own_root(android)
     android.path("/system/bin/timeout").unlink()
     line, sleep = open_transport(android), marked_sleep()
     assert not line.kills()
@@ -330,6 +333,7 @@ def test_file_of_another_size_is_refused_before_it_is_fetched(
 def test_what_is_no_file_is_refused_and_the_local_file_stays(
     line: AdbTransport, android: LoopbackDevice, here: Path
 ) -> None:
+    needs_own_root(android)
     local = here / "x"
     local.write_bytes(b"old")
     android.path(f"{TMP}/folder").mkdir()
@@ -348,7 +352,8 @@ def test_what_is_no_file_is_refused_and_the_local_file_stays(
     assert local.read_bytes() == b"old"
 
 
-def test_file_without_a_size_is_read_and_not_pulled(line: AdbTransport, here: Path) -> None:
+def test_file_without_a_size_is_read_and_not_pulled(line: AdbTransport, here: Path, android: LoopbackDevice) -> None:
+    needs_own_root(android)
     assert b"MemTotal" in line.read("/proc/meminfo")
     with pytest.raises(DeviceFileError, match="more than the 0 bytes"):
         line.pull({"/proc/meminfo": here / "x"}, timeout=10)
@@ -366,6 +371,7 @@ def test_read_tells_what_can_not_be_read(line: AdbTransport) -> None:
 
 
 def test_stat_tells_what_is_there(line: AdbTransport, android: LoopbackDevice) -> None:
+    needs_own_root(android)
     android.path(f"{TMP}/x").write_bytes(b"abc")
     os.utime(android.path(f"{TMP}/x"), (1_700_000_000, 1_700_000_000))
     os.truncate(android.path(f"{TMP}/x"), 5 << 30)  # sparse: more than 32 bits
@@ -382,6 +388,7 @@ def test_stat_tells_what_is_there(line: AdbTransport, android: LoopbackDevice) -
 
 
 def test_device_with_an_old_sync_is_asked_by_its_shell(line: AdbTransport, android: LoopbackDevice, here: Path) -> None:
+    needs_own_root(android)
     names = [f"{TMP}/{name}" for name in ("x", "link", "n\nl", "missing", "x/y")] + [TMP, "/dev/null"]
     android.path(f"{TMP}/x").write_bytes(b"abc")
     android.path(f"{TMP}/n\nl").write_bytes(b"")
