@@ -262,7 +262,10 @@ def test_a_random_reboot_is_one(adb: Adb, adb_server: AdbServer, device: Loopbac
     adb("shell", "echo")
     assert "reboot" in device.struck()
     device.faults()
-    assert device.path("/run/boot_id").read_text() != before
+    end = time.monotonic() + 20
+    while device.path("/run/boot_id").read_text() == before:  # it is on its way down
+        assert time.monotonic() < end, "it did not boot anew"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

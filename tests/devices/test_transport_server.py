@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -208,8 +209,9 @@ def impostor(request: pytest.FixtureRequest) -> Iterator[AdbServer]:
                 with connection:
                     connection.recv(100)
                     connection.sendall(request.param)
-                    connection.shutdown(socket.SHUT_WR)
-                    connection.recv(1)
+                    with suppress(OSError):  # who asked may have gone
+                        connection.shutdown(socket.SHUT_WR)
+                        connection.recv(1)
 
         thread = threading.Thread(target=serve)
         thread.start()
