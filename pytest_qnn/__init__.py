@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pytest_qnn.assertions import (
         assert_fully_offloaded,
         assert_latency,
+        assert_layers_match_reference,
         assert_matches_reference,
     )
     from pytest_qnn.backend import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         ExecutionError,
         InputError,
         LatencyError,
+        LayerError,
         LintError,
         ModelError,
         OptionError,
@@ -74,6 +76,9 @@ if TYPE_CHECKING:
         LatencyBudget,
         LatencyVerdict,
     )
+    from pytest_qnn.verdict.layer_rule import (
+        LayersVerdict,
+    )
     from pytest_qnn.verdict.tolerance import (
         Tolerance,
     )
@@ -103,6 +108,8 @@ __all__ = [
     "LatencyBudget",
     "LatencyError",
     "LatencyVerdict",
+    "LayerError",
+    "LayersVerdict",
     "LintError",
     "LintReport",
     "Measurement",
@@ -124,6 +131,7 @@ __all__ = [
     "VerdictError",
     "assert_fully_offloaded",
     "assert_latency",
+    "assert_layers_match_reference",
     "assert_lint_clean",
     "assert_matches_reference",
 ]
@@ -132,6 +140,7 @@ _MODULES = {
     "assertions": (
         "assert_fully_offloaded",
         "assert_latency",
+        "assert_layers_match_reference",
         "assert_matches_reference",
     ),
     "backend": ("Backend",),
@@ -154,6 +163,7 @@ _MODULES = {
         "ExecutionError",
         "InputError",
         "LatencyError",
+        "LayerError",
         "LintError",
         "ModelError",
         "OptionError",
@@ -181,6 +191,7 @@ _MODULES = {
         "LatencyBudget",
         "LatencyVerdict",
     ),
+    "verdict.layer_rule": ("LayersVerdict",),
     "verdict.tolerance": ("Tolerance",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

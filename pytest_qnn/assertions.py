@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
 from pytest_qnn.errors import (
     AccuracyError,
+    CompileError,
     DeviceUnstableError,
+    InputError,
     LatencyError,
+    LayerError,
+    ModelError,
     OptionError,
     PlacementError,
+    TargetError,
     UsageError,
 )
+from pytest_qnn.layers.envelope import DRAW, DRAWS, draws
+from pytest_qnn.layers.judge import judge_layers
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
-from pytest_qnn.records.failure import accuracy_message, latency_message, placement_message, unstable_message
+from pytest_qnn.records.failure import (
+    accuracy_message,
+    latency_message,
+    layer_line,
+    layers_lines,
+    layers_message,
+    placement_message,
+    unstable_message,
+)
 from pytest_qnn.records.record import make_record
 from pytest_qnn.runners.placement import Misplaced, Placement
 from pytest_qnn.runners.reference import CHECK_LEVEL, LEVEL
 from pytest_qnn.runners.shared_tensors import Array
-from pytest_qnn.session import Measurement, Run, Session
+from pytest_qnn.session import Inputs, Measurement, Run, Session
 from pytest_qnn.settings import unknown_name
 from pytest_qnn.verdict.judge import AccuracyVerdict, OutputCase, judge
 from pytest_qnn.verdict.latency import LatencyBudget, LatencyVerdict, Outcome, judge_latency
+from pytest_qnn.verdict.layer_rule import LayersVerdict
 from pytest_qnn.verdict.metrics import Evidence
 from pytest_qnn.verdict.tolerance import Tolerance
 
@@ -63,6 +79,7 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
         _placement_failure(session, blocking)
     verdict = _judge(run, cases)
     failed = verdict.failed
+    layers, starts_at = _where_it_starts(run, verdict)
     reason = f"output {failed[0].name!r}: {failed[0].failures[0]}" if failed else ""
     record = make_record(
         session.bench,
@@ -82,10 +99,77 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
             "quantized": session.executed.path.name if session.executed.quantized else None,
         },
         outputs=[o.to_json() for o in verdict.outputs],
+        layers=layers and [layer.to_json() for layer in layers.layers],
     )
     if not verdict.ok:
-        raise AccuracyError(accuracy_message(session, verdict, record), verdict)
+        raise AccuracyError(accuracy_message(session, verdict, record, starts_at), verdict)
     return verdict
+
+
+def assert_layers_match_reference(session: Session, inputs: Inputs | Sequence[Inputs]) -> LayersVerdict:
+    """Every layer of a quantised model, computed alone from the reference's own tensors, is as exact as its operator can be.
+
+    The model is cut at each quantised activation and compiled once more: one inference judges all layers, and none inherits anything
+    from those before it. So a wrong layer shows however noisy the outputs are, and the first one is where it starts. The
+    compiled model itself isn't what is run: what is wrong with how layers work together doesn't show here.
+
+    Args:
+        session: a model on a backend.
+        inputs: as for :meth:`Session.run`; two to four inputs are enough.
+
+    Returns:
+        The verdict, one entry per layer.
+
+    Raises:
+        LayerError: a layer departs from the reference. Its ``verdict`` is the one that would have been returned.
+        UsageError: what runs isn't quantised, or the inputs don't fit.
+        TargetError: the backend could not compile or run the cut model, or the reference could not be computed.
+    """
+    __tracebackhide__ = True
+    if isinstance(session, Run | Measurement):
+        session = session.session
+    if not isinstance(session, Session):
+        raise UsageError(f"assert_layers_match_reference takes a session and inputs, got {type(session).__name__}")
+    samples = session.check_samples(inputs)
+    verdict = judge_layers(session.layered, samples)
+    session.bench.note_run(session)
+    record = make_record(
+        session.bench,
+        session,
+        "layers",
+        "pass" if verdict.ok else "fail",
+        "none" if verdict.ok else "backend",
+        "" if verdict.ok else layer_line(verdict.failed[0]),
+        samples=verdict.samples,
+        layers=[layer.to_json() for layer in verdict.layers],
+    )
+    if not verdict.ok:
+        raise LayerError(layers_message(session, verdict, record), verdict)
+    return verdict
+
+
+def _where_it_starts(run: Run, verdict: AccuracyVerdict) -> tuple[LayersVerdict | None, list[str]]:
+    """For a failure that the backend is blamed for: its layers alone, on one or two samples; whatever goes wrong is told."""
+    session = run.session
+    blamed = (
+        not verdict.ok and verdict.blame == "backend" and session.executed.quantized and not session.executed.context
+    )
+    if not blamed or session.bench.settings.no_layers:
+        return None, []
+    worst = next((o.worst.sample for o in verdict.failed if o.worst is not None), 0)
+    samples = [run.samples[k] for k in dict.fromkeys([worst, 0])]
+    known_faults = len(session.bench.pool.faults)
+    try:
+        layers = judge_layers(session.layered, samples)
+    except (CompileError, TargetError, ModelError, InputError, UsageError, PlacementError) as error:
+        del session.bench.pool.faults[known_faults:]  # it has a verdict: what only explains it is no fault of the bench
+        return None, [f"  layers: could not be judged alone: {str(error).partition(chr(10))[0][:300]}"]
+    lines = layers_lines(layers, session.backend)
+    if session.artifact.source == "given":
+        lines.append(
+            "  note: layers are compiled from the model, not taken from the artifact: where they are right, it isn't"
+        )
+    return layers, lines
 
 
 def judge_run(run: Run, tolerance: Tolerances | None = None) -> AccuracyVerdict:
@@ -123,7 +207,30 @@ def _judge(run: Run, cases: list[OutputCase]) -> AccuracyVerdict:
         for case, spec in zip(cases, session.outputs, strict=True):
             real = None if f is None else _real(f[spec.name], spec)
             case.add(_real(q[spec.name], spec), _real(result[spec.name], spec), real, _real(r[spec.name], spec))
+    _add_envelope(run, cases)
     return judge(cases, len(run.samples))
+
+
+def _add_envelope(run: Run, cases: list[OutputCase]) -> None:
+    """Give each output that the derived rule judges what legitimate rounding makes of it, on a few of the samples."""
+    session = run.session
+    wanted = [
+        (case, spec)
+        for case, spec in zip(cases, session.outputs, strict=True)
+        if case.tolerance is None and case.evidence.step and not case.structure
+    ]
+    if not wanted or session.backend != "htp" or session.executed.context or not session.executed.quantized:
+        return
+    references = session.bench.references
+    envelope = references.envelope(session.executed)
+    if envelope is None:
+        return
+    for index, draw in draws(len(run.samples)):
+        sample = run.samples[index]
+        drawn = references.run(envelope, {**sample, DRAW: DRAWS[draw]}, LEVEL)
+        q = references.run(session.executed, sample, LEVEL)
+        for case, spec in wanted:
+            case.add_envelope(_real(q[spec.name], spec), _real(drawn[spec.name], spec))
 
 
 def assert_fully_offloaded(session: Session) -> Placement:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_qnn.runners.placement import Placement
     from pytest_qnn.verdict.judge import AccuracyVerdict
     from pytest_qnn.verdict.latency import LatencyVerdict
+    from pytest_qnn.verdict.layer_rule import LayersVerdict
 
 
 class QnnError(Exception):
@@ -163,6 +164,12 @@ class AccuracyError(VerdictError):
     """Outputs are not as good as they must be."""
 
     verdict: AccuracyVerdict
+
+
+class LayerError(VerdictError):
+    """Layers depart from the reference, each computed alone from exact inputs."""
+
+    verdict: LayersVerdict
 
 
 class LatencyError(VerdictError):

@@ -74,6 +74,7 @@ SETTINGS = (
     Setting("memory_limit_mb", "memory that a runtime process may use, in MiB", "MIB"),
     Setting("strict_latency", "a latency budget that can't be decided fails the test", flag=True),
     Setting("simulated_latency", "compare latencies that were not measured on a Snapdragon with budgets", flag=True),
+    Setting("no_layers", "don't judge layers alone to find where a failure starts", flag=True),
     Setting("json", "write one record per judged run to FILE", "FILE", ini=False),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pytest_qnn.verdict.latency import LatencyBudget, LatencyStats
 if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
     from pytest_qnn.devices.health import HealthSampler
+    from pytest_qnn.layers.run import LayeredModel
 
 Inputs = Mapping[str, Array] | Array
 
@@ -236,6 +238,18 @@ class Session:
             "notes": list(dict.fromkeys([*self.notes, *self._loaded.notes])),
         }
 
+    @cached_property
+    def layered(self) -> LayeredModel:
+        """The model, cut so that each of its layers can be run alone.
+
+        Raises:
+            UsageError: what runs isn't quantised.
+            ModelError: it has no quantised activation.
+        """
+        from pytest_qnn.layers.run import LayeredModel
+
+        return LayeredModel(self.bench, self.plan, self.executed, self.bench.limits)
+
     # --- running ------------------------------------------------------------------------------------------------------
 
     def run(self, inputs: Inputs | Sequence[Inputs], *, allow_non_finite: bool = False) -> Run:
@@ -288,6 +302,18 @@ class Session:
             synthetic,
             tuple(inference.round_trip_seconds for inference in inferences),
         )
+
+    def check_samples(self, inputs: Inputs | Sequence[Inputs]) -> list[dict[str, Array]]:
+        """One dict of arrays for each inference, as :meth:`run` would take them; nothing is run.
+
+        Raises:
+            InputError: names, shapes, dtypes or values don't fit, or there are none.
+        """
+        several = isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes)
+        listed: list[Any] = list(inputs) if several else [inputs]
+        if not listed:
+            raise InputError(f"{self.subject}: no samples: the list of inputs is empty")
+        return [self._check(sample, False, f" (sample {i} of the list)") for i, sample in enumerate(listed)]
 
     def _check(self, sample: object, allow_non_finite: bool, where: str) -> dict[str, Array]:
         return check_inputs(f"{self.subject}{where}", self.inputs, sample, allow_non_finite)

@@ -153,6 +153,7 @@ PARSERS: Mapping[str, Callable[[object], Any]] = {
     "memory_limit_mb": _positive,
     "strict_latency": _flag,
     "simulated_latency": _flag,
+    "no_layers": _flag,
     "json": _path,
 }
 
@@ -207,6 +208,7 @@ class Settings:
     memory_limit_mb: float = 8192.0
     strict_latency: bool = False
     simulated_latency: bool = False
+    no_layers: bool = False
     json: Path | None = None
     tolerances: tuple[Rule, ...] = field(default=())
     latency_budgets: tuple[Rule, ...] = field(default=())

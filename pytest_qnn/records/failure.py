@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from pytest_qnn.records.record import Record
     from pytest_qnn.runners.placement import Misplaced
     from pytest_qnn.session import Measurement, Session
+    from pytest_qnn.verdict.layer_rule import LayerFinding, LayersVerdict
 
 SHOWN_OUTPUTS = 3
 SHOWN_NODES = 12
+SHOWN_LAYERS = 3
 
 BLAME = {
     "quantization": "the quantisation: the QDQ model has lost the float model's result on onnxruntime already, before "
@@ -35,8 +37,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
-def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record) -> str:
-    """Which output, which limit, by how much, the worst element, who is to blame, how to see it again."""
+def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record, starts_at: Sequence[str] = ()) -> str:
+    """Which output, which limit, by how much, the worst element, where it starts, who is to blame, how to see it again."""
     failed = verdict.failed
     samples = f"{verdict.samples} sample{'s' if verdict.samples > 1 else ''}"
     lines = [
@@ -48,6 +50,7 @@ def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record)
         lines.append(
             f"  and {len(failed) - SHOWN_OUTPUTS} more: {', '.join(o.name for o in failed[SHOWN_OUTPUTS:][:8])}"
         )
+    lines += starts_at
     blame = verdict.blame
     if blame == "backend" and not session.executed.quantized:
         blame = "backend of a float model"
@@ -61,6 +64,46 @@ def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record)
     if record["synthetic_inputs"]:
         lines.append("  note: the inputs came from qnn_inputs; real data may fare better or worse")
     lines += [f"  note: {note}" for note in session.notes]
+    return "\n".join(lines + _again(record))
+
+
+def layers_lines(verdict: LayersVerdict, backend: str) -> list[str]:
+    """Where it starts: the first layers that depart from the reference although their inputs are exact, or that none does."""
+    total, failed = len(verdict.layers), verdict.failed
+    if not total:
+        return ["  layers: none of them ran on the backend once the model was cut: nothing is known of them"]
+    if not failed:
+        worst = max(verdict.layers, key=lambda layer: layer.excess)
+        return [
+            f"  layers: each of the {total} alone is as it should be (worst: {worst.name}, rms {worst.rms_steps:.2g} steps): what fails "
+            f"comes from the whole: how {backend} fuses layers, its graph compiler, or small errors that add up"
+        ]
+    lines = [
+        f"  layers: {len(failed)} of {total} depart from the reference although their inputs are exact; it starts at"
+    ]
+    lines += [f"    {layer_line(layer)}" for layer in failed[:SHOWN_LAYERS]]
+    if len(failed) > SHOWN_LAYERS:
+        lines.append(
+            f"    and {len(failed) - SHOWN_LAYERS} more: {', '.join(f.name for f in failed[SHOWN_LAYERS:][:8])}"
+        )
+    return lines
+
+
+def layer_line(layer: LayerFinding) -> str:
+    """One layer: operator, name, tensor and what failed."""
+    return f"{layer.kind} {layer.name!r} (tensor {layer.tensor!r}, {layer.bits} bits): {'; '.join(layer.failures)}"
+
+
+def layers_message(session: Session, verdict: LayersVerdict, record: Record) -> str:
+    """Which layers, by how much, how to see it again."""
+    samples = f"{verdict.samples} sample{'s' if verdict.samples > 1 else ''}"
+    lines = [
+        f"backend to blame: {session.subject}: {len(verdict.failed)} of {len(verdict.layers)} layers fail, {samples}"
+    ]
+    lines += layers_lines(verdict, session.backend)
+    lines.append(
+        f"  reference: onnxruntime {session.bench.versions['onnxruntime']} CPU, each layer computed from its tensors: the QDQ model's"
+    )
     return "\n".join(lines + _again(record))
 
 

@@ -48,7 +48,7 @@ def make_record(
     """A record of the running test.
 
     Args:
-        kind: "accuracy", "placement" or "latency".
+        kind: "accuracy", "layers", "placement" or "latency".
         verdict: "pass", "fail", "undecided" or "not judged".
         blame: whose fault a failure is; "none" for none.
         reason: one line.

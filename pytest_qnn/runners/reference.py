@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import overload
 
 from pytest_qnn.artifacts.array_cache import FORMAT, ArrayCache
-from pytest_qnn.errors import TargetError
+from pytest_qnn.errors import OptionError, TargetError
 from pytest_qnn.model.inputs import check_inputs
 from pytest_qnn.model.onnx_file import Model, check_unchanged, read_model
 from pytest_qnn.model.probe import temporary_folder
@@ -38,6 +38,7 @@ class ReferenceRunner:
     ) -> None:
         self._load, self._cache, self._limits = load, cache, limits
         self._twins: dict[str, Model] = {}
+        self._envelopes: dict[str, Model | None] = {}
         self._folders = ExitStack()
 
     def run(self, model: Model, inputs: Mapping[str, Array], level: str = LEVEL) -> dict[str, Array]:
@@ -95,6 +96,25 @@ class ReferenceRunner:
             check_unchanged(model)
             self._twins[model.digest] = read_model(file, dict(model.dimensions))
         return self._twins[model.digest]
+
+    def envelope(self, model: Model) -> Model | None:
+        """The QDQ model with rounding noise (see ``layers.envelope``); None where it has no envelope.
+
+        Raises:
+            TargetError: there is no room for it.
+        """
+        from pytest_qnn.layers.envelope import write_envelope
+
+        key = f"{model.digest} {model.dimensions}"
+        if key not in self._envelopes:
+            file = self._folders.enter_context(temporary_folder()) / f"{model.digest[:16]}.onnx"
+            try:
+                written = write_envelope(model.path, file, dict(model.dimensions))
+            except OptionError as error:
+                raise TargetError(f"{model.path.name}: no room for its rounding envelope: {error}") from error
+            check_unchanged(model)
+            self._envelopes[key] = read_model(file) if written else None
+        return self._envelopes[key]
 
     def close(self) -> None:
         """Remove temporary files."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pytest_qnn.verdict.metrics import STEP_SLACK, Array, Evidence, Worst
-from pytest_qnn.verdict.rule import apply_rule, attribute
+from pytest_qnn.verdict.rule import Finding, apply_rule, attribute
 from pytest_qnn.verdict.tolerance import Tolerance
 
 BLAME_ORDER = ("backend", "graph-edge quantizer", "quantization", "reference", "limit", "none")
@@ -101,6 +101,7 @@ class OutputCase:
         exact: whether the output is of integers or booleans without an encoding (indices, classes, masks).
         nominal_step: for an explicit limit in steps: the step of the QDQ model where the float model runs in its place.
         structure: failures that make the numbers incomparable: shape or type.
+        envelope: what legitimate rounding makes of q, where that was computed; no float reference, no check.
     """
 
     name: str
@@ -119,6 +120,7 @@ class OutputCase:
     top_k_misses: int = 0
     top_k_rows: int = 0
     nominal_step: float | None = None
+    envelope: Evidence | None = None
     structure: list[tuple[str, str]] = field(default_factory=list)  # blame and text
 
     def add(self, q: Array, y: Array, f: Array | None, r: Array | None) -> None:
@@ -139,6 +141,12 @@ class OutputCase:
             self._bounds(q.reshape(-1), y.reshape(-1), t)
         if t is not None and t.top_k is not None:
             self._top_k(q if f is None else f, q, y, int(t.top_k))
+
+    def add_envelope(self, q: Array, draw: Array) -> None:
+        """Add a draw of the rounding envelope for a sample: what q could have become, of the same shape."""
+        if self.envelope is None:
+            self.envelope = Evidence(step=self.evidence.step, has_float=False, has_check=False)
+        self.envelope.add(q, draw)
 
     def _bounds(self, q: Array, y: Array, t: Tolerance) -> None:
         for start in range(0, q.size, BLOCK):
@@ -174,7 +182,7 @@ class OutputCase:
         elif self.exact:
             findings += self._exact()
         elif not self.structure:
-            finding = apply_rule(self.evidence, precision=self.precision, bounded=self.bounded)
+            finding = self._derived()
             findings += [(finding.blame, failure) for failure in finding.failures]
             warnings += finding.warnings
         bad = self.evidence.non_finite
@@ -196,6 +204,9 @@ class OutputCase:
             figures=figures,
             worst=self.evidence.worst,
         )
+
+    def _derived(self) -> Finding:
+        return apply_rule(self.evidence, precision=self.precision, bounded=self.bounded, envelope=self.envelope)
 
     def _nothing(self) -> str:
         bad = self.evidence.non_finite
@@ -267,7 +278,7 @@ class OutputCase:
 
     def _blame(self, against_float: bool) -> str:
         """ "limit" where the derived rule has no objection; else, against float, the larger of the two noises is to blame."""
-        if not self.exact and not apply_rule(self.evidence, precision=self.precision, bounded=self.bounded).failures:
+        if not self.exact and not self._derived().failures:
             return "limit"
         s = self.evidence.sums
         if against_float and self.evidence.has_float and s.g2 > s.e2:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pytest_qnn.verdict.envelope_rule import envelope_failures
 from pytest_qnn.verdict.metrics import Evidence, decibels
 
 TINY = 1e-300
@@ -126,13 +127,21 @@ def _scales(evidence: Evidence, c: Constants, precision: str, bounded: bool) -> 
     )
 
 
-def apply_rule(evidence: Evidence, *, precision: str, bounded: bool = False, constants: Constants = DEFAULT) -> Finding:
+def apply_rule(
+    evidence: Evidence,
+    *,
+    precision: str,
+    bounded: bool = False,
+    envelope: Evidence | None = None,
+    constants: Constants = DEFAULT,
+) -> Finding:
     """Judge one output by the derived rule.
 
     Args:
         evidence: all samples of the output. Without a float reference (``has_float`` False) q itself is taken for f.
         precision: what unquantised arithmetic is computed in: "float16" or "float32".
         bounded: whether the output comes from a sigmoid, softmax or tanh.
+        envelope: what legitimate rounding makes of q, over the same samples; None: not computed.
     """
     c = constants
     if not evidence.sums.n:
@@ -140,6 +149,8 @@ def apply_rule(evidence: Evidence, *, precision: str, bounded: bool = False, con
     x = _scales(evidence, c, precision, bounded)
     found = [test(evidence, x, c) for test in TESTS]
     failures = [failure for failure in found if failure] + _channel_failures(evidence, x, c)
+    if envelope is not None:
+        failures += envelope_failures(evidence, envelope)
     ruined = _ruined(evidence, c)
     if ruined:
         failures.append(

@@ -1,0 +1,1 @@
+"""Each layer of a quantised model judged alone: one compile and one inference for all of them."""

@@ -1,0 +1,44 @@
+"""Judging every layer of a model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pytest_qnn.layers.cut import WEIGHTED, Layer
+from pytest_qnn.layers.envelope import amplitude
+from pytest_qnn.layers.run import LayeredModel
+from pytest_qnn.runners.shared_tensors import Array
+from pytest_qnn.verdict.layer_rule import LayerCase, LayersVerdict
+
+SPREADING = frozenset((*WEIGHTED, "Softmax", "LogSoftmax"))
+
+
+def judge_layers(layered: LayeredModel, samples: Sequence[Mapping[str, Array]]) -> LayersVerdict:
+    """The verdict on each layer, over all samples together.
+
+    Raises:
+        CompileError: the backend refused the cut model.
+        TargetError: a runtime died, hung or ran out of memory.
+    """
+    cases = {layer.tensor: _case(layer) for layer in layered.layers}
+    again = layered.rounded_again
+    for run in layered.run(samples):
+        for layer in layered.layers:
+            tensor = layer.tensor
+            cases[tensor].add(run.q[tensor], run.y[tensor], run.r[tensor], layer.encoding.zero_point[0])
+            if tensor in again:
+                cases[tensor].grant(again[tensor] * layered.rms_of_sources(layer, run))
+    elsewhere = {layer.tensor: layer.name for layer in layered.layers if layered.ran_elsewhere(layer)}
+    judged = tuple(case.judge() for tensor, case in cases.items() if tensor not in elsewhere)
+    return LayersVerdict(judged, len(samples), tuple(elsewhere.values()))
+
+
+def _case(layer: Layer) -> LayerCase:
+    return LayerCase(
+        tensor=layer.tensor,
+        name=layer.name,
+        kind=layer.kind,
+        amplitude=amplitude(layer),
+        spread=bool(SPREADING & set(layer.operators)),
+        bits=layer.encoding.bits,
+    )

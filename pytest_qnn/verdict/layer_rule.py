@@ -1,0 +1,230 @@
+"""The rule for a layer that was computed alone, from exact inputs: its error is its own, in steps, and small if it is healthy.
+
+Notation as in :mod:`pytest_qnn.verdict.metrics`, in steps of the layer's encoding: q the reference's integers less the zero point,
+y the backend's, e = y - q, h = r - q. ``a`` is the layer's amplitude: how far legitimate rounding may put an element, in steps. Every
+constant's origin is in the documentation ("Layer by layer").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_qnn.verdict.metrics import Evidence
+
+TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class LayerConstants:
+    """Constants of the rule. Multiples of a, but for ``gain`` and ``sigmas``."""
+
+    rms: float = 1.5  # healthy maximum 0.99 where a layer has 100 elements or more
+    bias: float = 0.8  # healthy maximum 0.34, likewise
+    gain: float = 0.01  # healthy maximum 0.0038, likewise
+    sigmas: float = 6.0  # standard errors granted to the gain
+    gain_count: float = 30.0  # elements that must carry the signal
+    channel: float = 3.0  # rms of a channel
+    channel_spread: float = 8.0  # of sums of products and of exponentials; healthy maximum 6.6
+    peak: float = 4.0  # the largest |e|
+    peak_spread: float = 64.0  # likewise: single elements are far off; healthy maximum 42
+    again: float = 3.0  # in rms of what rounding weights once more costs a channel
+    few: float = 2.0  # limits grow by this over the root of the number of elements
+
+
+DEFAULT = LayerConstants()
+
+
+@dataclass
+class LayerCase:
+    """A layer while its samples come in.
+
+    Attributes:
+        tensor: the quantised tensor at its end.
+        name, kind: the node that it is called after, and its operators.
+        amplitude: the largest error that legitimate rounding makes, in steps.
+        spread: whether single elements may be far off: sums of products and exponentials.
+        bits: of its encoding.
+        again: rms, in steps, that rounding a channel's weights once more costs it (axis 1); None where that isn't done.
+    """
+
+    tensor: str
+    name: str
+    kind: str
+    amplitude: float
+    spread: bool
+    bits: int
+    again: npt.NDArray[np.float64] | None = None
+    evidence: Evidence = field(default_factory=lambda: Evidence(step=1.0, has_float=False))
+
+    def add(self, q: Any, y: Any, r: Any, zero_point: int) -> None:
+        """Add one sample: integer arrays of one shape."""
+        q, y, r = (np.asarray(a.astype(np.int32) - zero_point, np.float32) for a in (q, y, r))
+        self.evidence.add(q, y, None, r)
+
+    def grant(self, again: npt.NDArray[np.float64]) -> None:
+        """Add what rounding weights once more costs each channel with a sample's inputs: rms, in steps; the largest counts."""
+        self.again = again if self.again is None else np.maximum(self.again, again)
+
+    def judge(self, constants: LayerConstants = DEFAULT) -> LayerFinding:
+        """The verdict on this layer."""
+        s = self.evidence.sums
+        n = max(s.n, 1)
+        rms, peak = math.sqrt(s.e2 / n), s.max_e
+        failures = [text for text in _tests(self, constants) if text]
+        return LayerFinding(
+            tensor=self.tensor,
+            name=self.name,
+            kind=self.kind,
+            bits=self.bits,
+            failures=tuple(failures),
+            rms_steps=rms,
+            max_steps=peak,
+            mean_steps=self.evidence.bias,
+            gain=self.evidence.gain,
+            excess=rms / (_limit(constants.rms, self, n, constants) + _again(self, constants)),
+        )
+
+
+@dataclass(frozen=True)
+class LayerFinding:
+    """What the rule says of one layer.
+
+    Attributes:
+        failures: a line for each test that failed.
+        rms_steps, max_steps, mean_steps: of y - q, in steps of the layer's encoding.
+        gain: slope of y on q through the zero point.
+        excess: rms over its limit; what layers are ranked by.
+    """
+
+    tensor: str
+    name: str
+    kind: str
+    bits: int
+    failures: tuple[str, ...]
+    rms_steps: float
+    max_steps: float
+    mean_steps: float
+    gain: float
+    excess: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it passes."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {
+            "tensor": self.tensor,
+            "name": self.name,
+            "operators": self.kind,
+            "bits": self.bits,
+            "ok": self.ok,
+            "failures": list(self.failures),
+            "rms_steps": self.rms_steps,
+            "max_steps": self.max_steps,
+            "mean_steps": self.mean_steps,
+            "gain": self.gain,
+        }
+
+
+def _limit(factor: float, case: LayerCase, n: int, c: LayerConstants) -> float:
+    """``factor`` amplitudes, more where there are few elements, and what the reference itself is unsure of."""
+    own = math.sqrt(case.evidence.sums.h2 / max(case.evidence.sums.n, 1))
+    return factor * max(case.amplitude, 0.5) * (1 + c.few / math.sqrt(n)) + 2 * own
+
+
+def _again(case: LayerCase, c: LayerConstants) -> float:
+    """What rounding weights once more costs the layer as a whole: rms, in steps."""
+    return 0.0 if case.again is None else c.again * math.sqrt(float(np.square(case.again).mean()))
+
+
+def _tests(case: LayerCase, c: LayerConstants) -> list[str | None]:
+    evidence, s = case.evidence, case.evidence.sums
+    n = s.n
+    if not n:
+        return ["nothing: there is no finite element to judge"]
+    if not s.e2:
+        return []
+    return [
+        _over("rms", math.sqrt(s.e2 / n), _limit(c.rms, case, n, c) + _again(case, c)),
+        _over("mean", abs(evidence.bias), _limit(c.bias, case, n, c) + _again(case, c)),
+        _over("largest error", s.max_e, _peak(case, c) + s.max_h),
+        _gain(case, c),
+        _channel(case, c),
+    ]
+
+
+def _peak(case: LayerCase, c: LayerConstants) -> float:
+    again = 0.0 if case.again is None else 2 * c.again * float(case.again.max())
+    return (c.peak_spread if case.spread else c.peak) * max(case.amplitude, 0.5) + again
+
+
+def _over(name: str, value: float, limit: float) -> str | None:
+    return f"{name}: {value:.3g} steps (limit {limit:.3g})" if value > limit else None
+
+
+def _gain(case: LayerCase, c: LayerConstants) -> str | None:
+    """Slope of y on q through the zero point, with White's (1980) robust standard error, as in the rule for outputs."""
+    s = case.evidence.sums
+    slope = s.eq / (s.q2 + TINY)
+    residual = max(s.q2e2 - 2 * slope * s.q3e + slope**2 * s.q4, 0.0)
+    limit = c.gain + c.sigmas * math.sqrt(residual) / (s.q2 + TINY)
+    worth = slope**2 * s.q2 / s.n  # what the gain moves an element by, squared: below rounding it says nothing
+    carriers = s.q2 * (s.q2 / (s.q4 + TINY))
+    if carriers < c.gain_count or abs(slope) <= limit or worth <= (0.2 * max(case.amplitude, 0.5)) ** 2:
+        return None
+    return f"gain: the slope is {1 + slope:.4f} (limit 1 +- {limit:.4f})"
+
+
+def _channel(case: LayerCase, c: LayerConstants) -> str | None:
+    worst, text = 1.0, None
+    for sums in case.evidence.channels.values():
+        m = max(sums.elements, 1)
+        limits = np.full(sums.count, _limit(c.channel_spread if case.spread else c.channel, case, m, c))
+        if case.again is not None and sums.axis == 1 and case.again.size == sums.count:
+            limits = limits + c.again * case.again
+        ratio = sums.e2 / (m * limits**2 + 4 * sums.h2)
+        if float(ratio.max()) > worst:
+            worst, at = float(ratio.max()), int(ratio.argmax())
+            rms = math.sqrt(float(sums.e2[at]) / m)
+            text = f"channel {at} of axis {sums.axis}: rms {rms:.3g} steps (limit {limits[at]:.3g})"
+    return text
+
+
+@dataclass(frozen=True)
+class LayersVerdict:
+    """All layers of a model, judged alone.
+
+    Attributes:
+        layers: in the graph's order.
+        samples: how many inputs there were.
+        elsewhere: names of layers that onnxruntime's CPU provider computed once the model was cut: they aren't judged.
+    """
+
+    layers: tuple[LayerFinding, ...]
+    samples: int
+    elsewhere: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        found = (
+            f"{len(self.failed)} of {len(self.layers)} layers fail"
+            if self.failed
+            else f"all {len(self.layers)} layers pass"
+        )
+        return f"<LayersVerdict over {self.samples} samples: {found}>"
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are layers and every one passes."""
+        return bool(self.layers) and not self.failed
+
+    @property
+    def failed(self) -> tuple[LayerFinding, ...]:
+        """The layers that don't pass, in the graph's order: the first is where it starts."""
+        return tuple(layer for layer in self.layers if not layer.ok)

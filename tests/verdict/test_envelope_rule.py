@@ -1,0 +1,78 @@
+"""The tests of the derived rule that know how far rounding carries the model: they see what poor quantisation would hide."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pytest_qnn.verdict.envelope_rule import envelope_failures
+from pytest_qnn.verdict.judge import OutputCase
+from pytest_qnn.verdict.metrics import Evidence
+
+RNG = np.random.default_rng(0)
+STEP = 0.01
+SHAPE = (1, 16, 20)
+F = [RNG.normal(0, 1, SHAPE).astype(np.float32) for _ in range(8)]
+Q = [(f + RNG.normal(0, 0.4, SHAPE)).astype(np.float32) for f in F]  # 8 dB: a poor quantisation
+
+
+def noisy(scale: float, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [np.asarray(np.rint((q + rng.normal(0, scale, SHAPE)) / STEP) * STEP, np.float32) for q in Q]
+
+
+ENVELOPE = noisy(0.03, 1)
+HEALTHY = noisy(0.02, 2)
+
+
+def failures(y: list[np.ndarray], envelope: bool = True) -> tuple[str, ...]:
+    case = OutputCase("y", Evidence(step=STEP, has_check=False), "float16")
+    for q, result, f in zip(Q, y, F, strict=True):
+        case.add(q, result, f, None)
+    if envelope:
+        for q, draw in zip(Q, ENVELOPE, strict=True):
+            case.add_envelope(q, draw)
+    return case.judge().failures
+
+
+def test_what_rounding_may_do_passes() -> None:
+    assert failures(HEALTHY) == ()
+    assert failures(ENVELOPE) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "test"),
+    [
+        (lambda y: 1.03 * y, "envelope gain"),
+        (lambda y: y + 2 * STEP, "envelope bias"),
+        (lambda y: y + np.random.default_rng(5).normal(0, 0.1, SHAPE), "envelope: "),
+        (lambda y: np.where(np.arange(320).reshape(SHAPE) == 5, y + 0.7, y), "envelope tail"),
+        (lambda y: np.where(np.arange(16)[:, None] == 5, 0.8 * y, y), "envelope channel"),
+    ],
+    ids=["gain 3%", "two steps", "noise", "one element", "one channel"],
+)
+def test_defects_far_below_the_quantisations_noise_are_seen(change: object, test: str) -> None:
+    broken = [np.asarray(change(y), np.float32) for y in HEALTHY]  # type: ignore[operator]
+    if test != "envelope tail":  # a single element's is seen by the kurtosis, too
+        assert failures(broken, envelope=False) == ()  # what the other tests make of it
+    assert any(text.startswith(test) for text in failures(broken)), failures(broken)
+
+
+def test_an_output_without_encoding_has_no_such_tests() -> None:
+    evidence, envelope = Evidence(step=None, has_check=False), Evidence(step=None, has_float=False, has_check=False)
+    evidence.add(Q[0], 3 * Q[0], F[0])
+    envelope.add(Q[0], Q[0])
+    assert envelope_failures(evidence, envelope) == []
+
+
+def test_few_samples_are_granted_more() -> None:
+    def ratio(samples: int) -> bool:
+        evidence = Evidence(step=STEP, has_float=False, has_check=False)
+        envelope = Evidence(step=STEP, has_float=False, has_check=False)
+        for k in range(samples):
+            evidence.add(Q[k], (Q[k] + np.float32(0.06) * np.sign(RNG.normal(size=SHAPE))).astype(np.float32))
+            envelope.add(Q[k], ENVELOPE[k])
+        return any(text.startswith("envelope: ") for text in envelope_failures(evidence, envelope))
+
+    assert not ratio(1)
+    assert ratio(8)
