@@ -15,18 +15,17 @@ from pytest_qnn.errors import (
     PlacementError,
     UsageError,
 )
-from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
+from pytest_qnn.records.bundle import store_bundle
 from pytest_qnn.records.failure import accuracy_message, latency_message, placement_message, unstable_message
 from pytest_qnn.records.record import make_record
 from pytest_qnn.runners.placement import Misplaced, Placement
 from pytest_qnn.runners.reference import CHECK_LEVEL, LEVEL
-from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.session import Measurement, Run, Session
 from pytest_qnn.settings import unknown_name
+from pytest_qnn.three_ways import add_sample, float_name, output_case, references_of
 from pytest_qnn.verdict.judge import AccuracyVerdict, OutputCase, judge
 from pytest_qnn.verdict.latency import LatencyBudget, LatencyVerdict, Outcome, judge_latency
-from pytest_qnn.verdict.metrics import Evidence
 from pytest_qnn.verdict.tolerance import Tolerance
 
 Tolerances = Tolerance | Mapping[str, Tolerance]
@@ -64,6 +63,7 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
     verdict = _judge(run, cases)
     failed = verdict.failed
     reason = f"output {failed[0].name!r}: {failed[0].failures[0]}" if failed else ""
+    kept = None if verdict.ok else store_bundle(run, verdict, reason)
     record = make_record(
         session.bench,
         session,
@@ -78,13 +78,14 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
             "version": session.bench.versions["onnxruntime"],
             "level": LEVEL,
             "checked_against": CHECK_LEVEL,
-            "float": _float_name(session, _float_source(session)),
+            "float": float_name(session),
             "quantized": session.executed.path.name if session.executed.quantized else None,
         },
         outputs=[o.to_json() for o in verdict.outputs],
+        bundle=None if kept is None or kept.folder is None else str(kept.folder),
     )
     if not verdict.ok:
-        raise AccuracyError(accuracy_message(session, verdict, record), verdict)
+        raise AccuracyError(accuracy_message(session, verdict, record, kept.lines() if kept else ()), verdict)
     return verdict
 
 
@@ -111,18 +112,8 @@ def _cases(session: Session, tolerance: Tolerances | None) -> list[OutputCase]:
 
 
 def _judge(run: Run, cases: list[OutputCase]) -> AccuracyVerdict:
-    session = run.session
-    float_source = _float_source(session)
-    references = session.bench.references
     for sample, result in zip(run.samples, run.results, strict=True):
-        q = references.run(session.executed, sample, LEVEL)
-        r = references.run(session.executed, sample, CHECK_LEVEL)
-        f = None
-        if float_source is not None:
-            f = references.run(float_source, _as_float(sample, session, float_source), LEVEL)
-        for case, spec in zip(cases, session.outputs, strict=True):
-            real = None if f is None else _real(f[spec.name], spec)
-            case.add(_real(q[spec.name], spec), _real(result[spec.name], spec), real, _real(r[spec.name], spec))
+        add_sample(cases, run.session.outputs, references_of(run.session, sample), result)
     return judge(cases, len(run.samples))
 
 
@@ -210,22 +201,9 @@ def assert_latency(measurement: Measurement, budget: LatencyBudget | None = None
 
 def _case(session: Session, spec: TensorSpec, argument: Tolerances | None) -> OutputCase:
     tolerance, source = _limits(session, spec.name, argument)
-    executed = session.executed
-    exact = spec.encoding is None and not spec.dtype.startswith(("float", "bfloat"))
-    nominal = next((o.encoding.step for o in session.model.outputs if o.name == spec.name and o.encoding), None)
-    _check_applies(session, spec, tolerance, nominal)
-    return OutputCase(
-        name=spec.name,
-        evidence=Evidence(
-            step=spec.encoding.step if spec.encoding else None, has_float=_float_source(session) is not None
-        ),
-        precision=session.unquantized_precision,
-        bounded=spec.name in executed.bounded_outputs,
-        exact=exact,
-        tolerance=tolerance,
-        limits_from=source,
-        nominal_step=nominal,
-    )
+    case = output_case(session, spec, tolerance, source)
+    _check_applies(session, spec, tolerance, case.nominal_step)
+    return case
 
 
 def _check_applies(session: Session, spec: TensorSpec, tolerance: Tolerance | None, step: float | None) -> None:
@@ -273,41 +251,6 @@ def _check_names(argument: Tolerances | None, session: Session) -> None:
         fits = [output for output in known if rule.matches(name, output, session.backend)]
         if rule.matches(name, None, session.backend) and not fits:
             raise OptionError(f"[[tool.pytest_qnn.tolerance]]: {unknown_name('output', rule.output, known)} in {name}")
-
-
-# --- references -------------------------------------------------------------------------------------------------------
-
-
-def _float_source(session: Session) -> Model | None:
-    """The model that gives f: the float original, else the QDQ model without its rounding; None where q itself is f."""
-    if not session.executed.quantized or session.executed.context:
-        return None
-    return session.float_model or session.bench.references.without_rounding(session.executed)
-
-
-def _float_name(session: Session, source: Model | None) -> str | None:
-    if source is None:
-        return session.executed.path.name
-    return source.path.name if source is session.float_model else f"{session.model.path.name} without its rounding"
-
-
-def _as_float(sample: dict[str, Array], session: Session, source: Model) -> dict[str, Array]:
-    """The sample as the float model takes it: integers of a quantised input become the real values they stand for."""
-    wanted = {spec.name: spec.dtype for spec in source.inputs}
-    converted = {}
-    for spec in session.inputs:
-        array = sample[spec.name]
-        if array.dtype.name != wanted.get(spec.name, array.dtype.name):
-            array = _real(array, spec).astype(wanted[spec.name])
-        converted[spec.name] = array
-    return converted
-
-
-def _real(array: Array, spec: TensorSpec) -> Array:
-    """Real values: integers with an encoding are dequantised, ``scale * (q - zero_point)``; the rest stays as it is."""
-    if spec.encoding is None or array.dtype.kind not in "iu":
-        return array
-    return spec.encoding.dequantize(array)
 
 
 # --- placement --------------------------------------------------------------------------------------------------------

@@ -144,6 +144,10 @@ class ArtifactError(UsageError):
     """A compiled artifact can't be trusted: altered, truncated, or made for something else."""
 
 
+class BundleError(UsageError):
+    """A bundle of a failing case can't be used: damaged, altered, or without the model that it needs."""
+
+
 class CompileError(QnnError):
     """The backend refused the model; the message carries the backend's own reason."""
 

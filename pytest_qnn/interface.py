@@ -74,6 +74,8 @@ SETTINGS = (
     Setting("memory_limit_mb", "memory that a runtime process may use, in MiB", "MIB"),
     Setting("strict_latency", "a latency budget that can't be decided fails the test", flag=True),
     Setting("simulated_latency", "compare latencies that were not measured on a Snapdragon with budgets", flag=True),
+    Setting("artifacts", "keep a bundle of each failing case in DIR", "DIR"),
+    Setting("artifacts_limit_mb", "size limit of that folder, in MiB", "MIB"),
     Setting("json", "write one record per judged run to FILE", "FILE", ini=False),
 )
 

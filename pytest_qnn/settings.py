@@ -153,6 +153,8 @@ PARSERS: Mapping[str, Callable[[object], Any]] = {
     "memory_limit_mb": _positive,
     "strict_latency": _flag,
     "simulated_latency": _flag,
+    "artifacts": _path,
+    "artifacts_limit_mb": _positive,
     "json": _path,
 }
 
@@ -207,6 +209,8 @@ class Settings:
     memory_limit_mb: float = 8192.0
     strict_latency: bool = False
     simulated_latency: bool = False
+    artifacts: Path | None = None
+    artifacts_limit_mb: float = 1024.0
     json: Path | None = None
     tolerances: tuple[Rule, ...] = field(default=())
     latency_budgets: tuple[Rule, ...] = field(default=())

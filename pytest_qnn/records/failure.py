@@ -35,7 +35,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
-def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record) -> str:
+def accuracy_message(
+    session: Session, verdict: AccuracyVerdict, record: Record, bundle_lines: Sequence[str] = ()
+) -> str:
     """Which output, which limit, by how much, the worst element, who is to blame, how to see it again."""
     failed = verdict.failed
     samples = f"{verdict.samples} sample{'s' if verdict.samples > 1 else ''}"
@@ -61,7 +63,7 @@ def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record)
     if record["synthetic_inputs"]:
         lines.append("  note: the inputs came from qnn_inputs; real data may fare better or worse")
     lines += [f"  note: {note}" for note in session.notes]
-    return "\n".join(lines + _again(record))
+    return "\n".join([*lines, *_again(record), *bundle_lines])
 
 
 def _output_lines(session: Session, output: OutputVerdict) -> list[str]:
