@@ -58,7 +58,7 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
         )
     session = run.session
     cases = _cases(session, tolerance)
-    if blocking := _not_allowed(session):
+    if blocking := not_allowed(session):
         _placement_failure(session, blocking)
     verdict = _judge(run, cases)
     failed = verdict.failed
@@ -256,7 +256,8 @@ def _check_names(argument: Tolerances | None, session: Session) -> None:
 # --- placement --------------------------------------------------------------------------------------------------------
 
 
-def _not_allowed(session: Session) -> tuple[Misplaced, ...]:
+def not_allowed(session: Session) -> tuple[Misplaced, ...]:
+    """Nodes that ran on onnxruntime's CPU provider without being allowed to."""
     allowed = session.allow_cpu
     if isinstance(allowed, bool):
         return () if allowed else session.placement.misplaced

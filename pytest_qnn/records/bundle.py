@@ -52,10 +52,18 @@ class BundleNotKeptWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Kept:
-    """What became of a bundle: its ``folder``, else why there is none; ``samples`` of ``of`` are in it."""
+    """What became of a bundle.
+
+    Attributes:
+        folder: None if it could not be kept.
+        note: why it could not, or what a reader must know of it.
+        command: runs it again.
+        samples, of: how many of how many are in it.
+    """
 
     folder: Path | None
     note: str = ""
+    command: str = ""
     samples: int = 0
     of: int = 0
 
@@ -63,10 +71,11 @@ class Kept:
         """For a failure's message."""
         if self.folder is None:
             return [f"  bundle: not kept: {self.note}"]
-        return [
+        lines = [
             f"  bundle: {self.folder} ({self.samples} of {self.of} sample{'s' if self.of > 1 else ''})",
-            f"  alone: {bundle_command('run', self.folder)}",
+            f"  alone: {self.command}",
         ]
+        return [*lines, f"  note: {self.note}"] if self.note else lines
 
 
 def bundle_schema() -> dict[str, Any]:
@@ -112,15 +121,19 @@ def store_bundle(run: Run, verdict: AccuracyVerdict | None, reason: str) -> Kept
     return Kept(None, note)
 
 
-def bundle_command(action: str, folder: Path) -> str:
-    """A command that can be pasted anywhere on this host."""
+def run_command(folder: Path, artifact: str | None) -> str:
+    """The command that runs a bundle again; it can be pasted anywhere on this host.
+
+    Args:
+        artifact: that the test gave, where it lay.
+    """
     own = Path(sys.executable).with_name("pytest-qnn")
     on_path = shutil.which("pytest-qnn")
     if on_path is not None and own.exists() and Path(on_path).samefile(own):
         program = ["pytest-qnn"]
     else:
         program = [sys.executable, "-m", "pytest_qnn.cli"]
-    return shlex.join([*program, "bundle", action, str(folder)])
+    return shlex.join([*program, "bundle", "run", str(folder), *(["--artifact", artifact] if artifact else [])])
 
 
 def _store(run: Run, verdict: AccuracyVerdict | None, reason: str, folder: Path, limit: float) -> Kept:
@@ -143,11 +156,12 @@ def _store(run: Run, verdict: AccuracyVerdict | None, reason: str, folder: Path,
         copied = _copy_models(session, draft)
         description = _describe(run, verdict, reason, choice, provenance, copied, target)
         description["files"] = {
-            f.name: {"sha256": _sha256(f), "bytes": f.stat().st_size} for f in sorted(draft.iterdir())
+            f.name: {"sha256": file_sha256(f), "bytes": f.stat().st_size} for f in sorted(draft.iterdir())
         }
         description["digest"] = digest_of(description)
         (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    return Kept(target, choice.note, len(choice.samples), len(run.samples))
+    command = run_command(target, description["artifact_file"])
+    return Kept(target, choice.note, command, len(choice.samples), len(run.samples))
 
 
 _IDENTITY = ("model", "float_model", "executed", "backend", "soc", "options", "target", "dimensions")
@@ -297,6 +311,7 @@ def _describe(
 ) -> dict[str, Any]:
     session = run.session
     test = session.bench.test
+    given = session.artifact.path if session.artifact.source == "given" else None
     cases = _cases(session, verdict)
     description: dict[str, Any] = plain(
         {
@@ -308,7 +323,7 @@ def _describe(
             "subject": session.subject,
             "commands": {
                 "test": repeat_command(session.bench, anywhere=True),
-                "bundle": bundle_command("run", target),
+                "bundle": run_command(target, given),
             },
             "host": {
                 "system": platform.platform(),
@@ -317,7 +332,7 @@ def _describe(
             },
             "provenance": provenance,
             "allow_cpu": session.allow_cpu if isinstance(session.allow_cpu, bool) else sorted(session.allow_cpu),
-            "artifact_file": session.artifact.path if session.artifact.source == "given" else None,
+            "artifact_file": given,
             "model": _model(session.model, copied.get(MODEL)),
             "float_model": session.float_model and _model(session.float_model, copied.get(FLOAT_MODEL)),
             "float_reference": float_name(session) if choice.references else None,
@@ -372,6 +387,7 @@ def digest_of(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file, read now."""
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,9 @@ def summary_notes(collector: Collector) -> list[str]:
         if e["swallowed"]
     ]
     notes += [f"device lost, done once more: {r['test']}: {r['what']}" for r in collector.retries]
+    if bundles := {r["bundle"] for r in records if r.get("bundle")}:
+        folder = shlex.quote(str(PurePath(min(bundles)).parent))
+        notes.append(f"bundles of failing cases: {len(bundles)}; pytest-qnn bundle show {folder}")
     if collector.artifacts["rebuilt"]:
         count = collector.artifacts["rebuilt"]
         notes.append(
