@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         TargetError,
         TargetMemoryError,
         TargetTimeoutError,
+        TaskMetricError,
         UsageError,
         VerdictError,
     )
@@ -68,12 +69,21 @@ if TYPE_CHECKING:
         Run,
         Session,
     )
+    from pytest_qnn.task_metrics import (
+        assert_task_metric,
+        per_sample,
+        top_k,
+        word_error_rate,
+    )
     from pytest_qnn.verdict.judge import (
         AccuracyVerdict,
     )
     from pytest_qnn.verdict.latency import (
         LatencyBudget,
         LatencyVerdict,
+    )
+    from pytest_qnn.verdict.task_metric import (
+        TaskMetricVerdict,
     )
     from pytest_qnn.verdict.tolerance import (
         Tolerance,
@@ -121,6 +131,8 @@ __all__ = [
     "TargetError",
     "TargetMemoryError",
     "TargetTimeoutError",
+    "TaskMetricError",
+    "TaskMetricVerdict",
     "Tolerance",
     "UsageError",
     "VerdictError",
@@ -128,6 +140,10 @@ __all__ = [
     "assert_latency",
     "assert_lint_clean",
     "assert_matches_reference",
+    "assert_task_metric",
+    "per_sample",
+    "top_k",
+    "word_error_rate",
 ]
 
 _MODULES = {
@@ -168,6 +184,7 @@ _MODULES = {
         "TargetError",
         "TargetMemoryError",
         "TargetTimeoutError",
+        "TaskMetricError",
         "UsageError",
         "VerdictError",
     ),
@@ -179,11 +196,18 @@ _MODULES = {
         "Run",
         "Session",
     ),
+    "task_metrics": (
+        "assert_task_metric",
+        "per_sample",
+        "top_k",
+        "word_error_rate",
+    ),
     "verdict.judge": ("AccuracyVerdict",),
     "verdict.latency": (
         "LatencyBudget",
         "LatencyVerdict",
     ),
+    "verdict.task_metric": ("TaskMetricVerdict",),
     "verdict.tolerance": ("Tolerance",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -20,10 +20,9 @@ from pytest_qnn.records.bundle import store_bundle
 from pytest_qnn.records.failure import accuracy_message, latency_message, placement_message, unstable_message
 from pytest_qnn.records.record import make_record
 from pytest_qnn.runners.placement import Misplaced, Placement
-from pytest_qnn.runners.reference import CHECK_LEVEL, LEVEL
 from pytest_qnn.session import Measurement, Run, Session
 from pytest_qnn.settings import unknown_name
-from pytest_qnn.three_ways import add_sample, float_name, output_case, references_of
+from pytest_qnn.three_ways import add_sample, output_case, reference_json, references_of
 from pytest_qnn.verdict.judge import AccuracyVerdict, OutputCase, judge
 from pytest_qnn.verdict.latency import LatencyBudget, LatencyVerdict, Outcome, judge_latency
 from pytest_qnn.verdict.tolerance import Tolerance
@@ -73,14 +72,7 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
         reason,
         samples=len(run.samples),
         synthetic_inputs=run.synthetic,
-        reference={
-            "runtime": "onnxruntime CPU",
-            "version": session.bench.versions["onnxruntime"],
-            "level": LEVEL,
-            "checked_against": CHECK_LEVEL,
-            "float": float_name(session),
-            "quantized": session.executed.path.name if session.executed.quantized else None,
-        },
+        reference=reference_json(session),
         outputs=[o.to_json() for o in verdict.outputs],
         bundle=None if kept is None or kept.folder is None else str(kept.folder),
     )

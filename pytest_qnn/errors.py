@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_qnn.runners.placement import Placement
     from pytest_qnn.verdict.judge import AccuracyVerdict
     from pytest_qnn.verdict.latency import LatencyVerdict
+    from pytest_qnn.verdict.task_metric import TaskMetricVerdict
 
 
 class QnnError(Exception):
@@ -173,6 +174,12 @@ class LatencyError(VerdictError):
     """A latency budget was exceeded (or, with ``--qnn-strict-latency``, could not be decided)."""
 
     verdict: LatencyVerdict
+
+
+class TaskMetricError(VerdictError):
+    """A metric of the task is worse than it may be, or it isn't shown that it isn't."""
+
+    verdict: TaskMetricVerdict
 
 
 class PlacementError(VerdictError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
@@ -37,12 +38,30 @@ def references_of(session: Session, sample: Mapping[str, Array]) -> References:
         ModelError: onnxruntime can't load a model.
         TargetError: the reference process died, hung or ran out of memory.
     """
-    references, source = session.bench.references, float_source(session)
-    return References(
-        references.run(session.executed, sample, LEVEL),
-        references.run(session.executed, sample, CHECK_LEVEL),
-        None if source is None else references.run(source, _as_float(sample, session, source), LEVEL),
-    )
+    check = session.bench.references.run(session.executed, sample, CHECK_LEVEL)
+    real = None if float_source(session) is None else float_outputs(session, sample)
+    return References(quantized_outputs(session, sample), check, real)
+
+
+def quantized_outputs(session: Session, sample: Mapping[str, Array]) -> dict[str, Array]:
+    """What onnxruntime gives for the model that the backend runs.
+
+    Raises:
+        ModelError, TargetError: as for :func:`references_of`.
+    """
+    return session.bench.references.run(session.executed, sample, LEVEL)
+
+
+def float_outputs(session: Session, sample: Mapping[str, Array]) -> dict[str, Array]:
+    """What onnxruntime gives for the model that is the float reference.
+
+    Raises:
+        ModelError, TargetError: as for :func:`references_of`.
+    """
+    source = float_source(session)
+    if source is None:
+        return quantized_outputs(session, sample)
+    return session.bench.references.run(source, _as_float(sample, session, source), LEVEL)
 
 
 def float_source(session: Session) -> Model | None:
@@ -58,6 +77,18 @@ def float_name(session: Session) -> str:
     if source is None:
         return session.executed.path.name
     return source.path.name if source is session.float_model else f"{session.model.path.name} without its rounding"
+
+
+def reference_json(session: Session) -> dict[str, Any]:
+    """What the reference was, for a record."""
+    return {
+        "runtime": "onnxruntime CPU",
+        "version": session.bench.versions["onnxruntime"],
+        "level": LEVEL,
+        "checked_against": CHECK_LEVEL,
+        "float": float_name(session),
+        "quantized": session.executed.path.name if session.executed.quantized else None,
+    }
 
 
 def _as_float(sample: Mapping[str, Array], session: Session, source: Model) -> dict[str, Array]:

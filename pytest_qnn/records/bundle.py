@@ -30,9 +30,17 @@ from pytest_qnn.model.onnx_file import Model, file_digest
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.records.bundle_folder import DESCRIPTION, MIB, NoRoomError, folder_name, replaced_folder
 from pytest_qnn.records.record import now, plain, repeat_command
-from pytest_qnn.runners.reference import LEVEL, cpu_signature
+from pytest_qnn.runners.reference import cpu_signature
 from pytest_qnn.runners.shared_tensors import Array
-from pytest_qnn.three_ways import References, add_sample, float_name, output_case, real_values, references_of
+from pytest_qnn.three_ways import (
+    References,
+    add_sample,
+    float_name,
+    output_case,
+    quantized_outputs,
+    real_values,
+    references_of,
+)
 from pytest_qnn.verdict.judge import AccuracyVerdict, OutputCase, judge
 
 if TYPE_CHECKING:
@@ -223,7 +231,7 @@ def _worst_first(run: Run, verdict: AccuracyVerdict | None) -> list[int]:
         return [0]
     distances = []
     for sample, result in zip(run.samples, run.results, strict=True):
-        expected = session.bench.references.run(session.executed, sample, LEVEL)
+        expected = quantized_outputs(session, sample)
         distances.append([_distance(real_values(expected[s.name], s), real_values(result[s.name], s)) for s in specs])
     # of several outputs none must drown the others: each by its own largest
     array = np.array(distances)

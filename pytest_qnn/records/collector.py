@@ -118,6 +118,10 @@ def junit_properties(record: Record) -> dict[str, object]:
         values["worst_output"] = worst["name"]
         values["sqnr_db"] = worst["metrics"].get("sqnr_db")
         values["max_steps"] = worst["metrics"].get("max_steps")
+    if task := record.get("task_metric"):
+        values["metric"] = task["metric"]
+        values["metric_value"] = task["value"]
+        values |= {f"difference_{name}_points": task["difference_points"][name] for name in ("value", "low", "high")}
     if "latency" in record:
         values["p95_ms"] = record["latency"]["p95_ms"]["value"]
     return {name: value for name, value in values.items() if value is not None}

@@ -49,7 +49,7 @@ def make_record(
     """A record of the running test.
 
     Args:
-        kind: "accuracy", "placement" or "latency".
+        kind: "accuracy", "placement", "latency" or "task metric".
         verdict: "pass", "fail", "undecided" or "not judged".
         blame: whose fault a failure is; "none" for none.
         reason: one line.
