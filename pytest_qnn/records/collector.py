@@ -118,6 +118,7 @@ def junit_properties(record: Record) -> dict[str, object]:
         values["worst_output"] = worst["name"]
         values["sqnr_db"] = worst["metrics"].get("sqnr_db")
         values["max_steps"] = worst["metrics"].get("max_steps")
+    values["bundle"] = record.get("bundle")
     if task := record.get("task_metric"):
         values["metric"] = task["metric"]
         values["metric_value"] = task["value"]

@@ -156,6 +156,17 @@ def test_a_function_of_all_outputs_is_resampled_as_a_whole(run: Run) -> None:
         assert_task_metric(wrong_in(run, 30), macro_recall, margin=15, resamples=800)
 
 
+def test_what_the_order_changes_little_is_let_be(run: Run) -> None:
+    """Rankings of quantised scores take equals as they come."""
+
+    def ranked(outputs: list[Outputs], labels: list[Any]) -> float:
+        return 0.9 + (1e-3 if outputs[0]["y"][0, 0] > run.results[-1]["y"][0, 0] else 0.0)
+
+    assert assert_task_metric(run, ranked, margin=15, resamples=800).ok
+    with pytest.raises(UsageError, match="order or chance"):
+        assert_task_metric(run, ranked, margin=0.5, resamples=800)
+
+
 def test_a_score_of_its_own_range_is_told_by_points_and_worst_loss(run: Run) -> None:
     def distance(outputs: Outputs, label: Outputs) -> float:
         return float(np.abs(outputs["y"] - label["y"]).mean())
