@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pytest_qnn.bench import Bench
 from pytest_qnn.cli import main
+from pytest_qnn.markers import BackendRequest
+from pytest_qnn.model.inputs import seeded_inputs
 from pytest_qnn.records.bundle import digest_of
 from pytest_qnn.session import Run
 from pytest_qnn.verdict.tolerance import Tolerance
+from tests import small_models
 
 Keep = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -222,3 +226,30 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert "it has no bundle.json" in capsys.readouterr().err
     assert main(["bundle", "show", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_nodes_on_the_cpu_are_no_answer(keep: Keep, keeping: Bench, tmp_path: Path, capsys: Capture) -> None:
+    """What onnxruntime's CPU provider computes passes by itself: "not reproduced" would be wrong."""
+    model = small_models.unary(tmp_path / "partly.onnx", "Relu", "Erf", "Relu")
+    session = keeping.backend(BackendRequest("htp")).load(model, allow_cpu=["Erf"])
+    folder = keep(session.run(seeded_inputs(session, 2)), Tolerance(sqnr_db=300))
+    assert main(["bundle", "run", str(folder)]) == 0
+    assert "reproduced" in capsys.readouterr().out
+    rewritten(folder, lambda d: d.update(allow_cpu=False))
+    assert main(["bundle", "run", str(folder)]) == 2
+    assert "1 nodes ran on the CPU, the first: n1 (Erf)" in capsys.readouterr().err
+
+
+def test_an_artifact_that_the_test_gave_is_named_and_never_looked_for(
+    keep: Keep, keeping: Bench, models: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    backend = keeping.backend(BackendRequest("htp"))
+    artifact = backend.compile(models / "conv.qdq.onnx", tmp_path / "built")
+    session = backend.load(models / "conv.qdq.onnx", float_model=models / "conv.onnx", artifact=artifact)
+    folder = keep(session.run(seeded_inputs(session, 2)), Tolerance(sqnr_db=90))
+    assert json.loads((folder / "bundle.json").read_text())["commands"]["bundle"].endswith(f" --artifact {artifact}")
+    assert main(["bundle", "run", str(folder)]) == 2
+    assert f"it lay at {artifact}" in capsys.readouterr().err
+    assert main(["bundle", "run", str(folder), "--artifact", str(artifact)]) == 0
+    other = backend.compile(models / "conv.onnx", tmp_path / "other")
+    assert main(["bundle", "run", str(folder), "--artifact", str(other)]) == 2
