@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     from pytest_qnn.lint.findings import (
         LintReport,
     )
+    from pytest_qnn.records.bundle import (
+        keep_bundle,
+    )
     from pytest_qnn.runners.reference import (
         Reference,
     )
@@ -141,6 +144,7 @@ __all__ = [
     "assert_lint_clean",
     "assert_matches_reference",
     "assert_task_metric",
+    "keep_bundle",
     "per_sample",
     "top_k",
     "word_error_rate",
@@ -190,6 +194,7 @@ _MODULES = {
     ),
     "lint.check": ("assert_lint_clean",),
     "lint.findings": ("LintReport",),
+    "records.bundle": ("keep_bundle",),
     "runners.reference": ("Reference",),
     "session": (
         "Measurement",

@@ -11,6 +11,7 @@ import numpy as np
 
 from pytest_qnn.assertions import not_allowed
 from pytest_qnn.errors import InputError, OptionError, PlacementError, QnnError, TaskMetricError, UsageError
+from pytest_qnn.model.tensors import digest_of_arrays
 from pytest_qnn.records.bundle import store_bundle
 from pytest_qnn.records.failure import placement_message, task_metric_message
 from pytest_qnn.records.record import make_record
@@ -30,6 +31,7 @@ from pytest_qnn.verdict.task_metric import WORST_LOSS, NoWorse, TaskMetricVerdic
 Outputs = Mapping[str, Array]
 CorpusMetric = Callable[[list[dict[str, Array]], list[Any]], float]
 ORDER_SHARE = 0.1  # of the margin: what the samples' order may change, as where equal scores are ranked as they come
+DISTINCT_SHARE = 0.9  # real test sets have a few duplicates
 RESAMPLES, RESAMPLES_OF_FUNCTION = 10_000, 2_000
 
 
@@ -179,6 +181,7 @@ def assert_task_metric(
     if blocking := not_allowed(session):
         record = make_record(session.bench, session, "placement", "fail", "backend", str(blocking[0]))
         raise PlacementError(placement_message(session, blocking, record), session.placement)
+    _check_distinct(run)
     ways = _ways(run, against)
     verdict = _compare(metric, ways, _labels(labels, ways.reference), asked)
     failed = verdict.outcome is TaskOutcome.FAIL or (strict and not verdict.ok)
@@ -213,6 +216,16 @@ class _Ways:
     quantized: list[dict[str, Array]]
 
 
+def _check_distinct(run: Run) -> None:
+    """Refuse a test set made long by repeating it: the interval takes each sample for a new one."""
+    distinct = len({digest_of_arrays(sample) for sample in run.samples})
+    if distinct < DISTINCT_SHARE * len(run.samples):
+        raise InputError(
+            f"{run.session.subject}: only {distinct} of {len(run.samples)} samples are different: repeated ones prove nothing, "
+            "leave them out"
+        )
+
+
 def _ways(run: Run, against: str) -> _Ways:
     session, specs = run.session, run.session.outputs
 
@@ -233,6 +246,8 @@ def _labels(labels: Sequence[Any] | None, reference: list[dict[str, Array]]) -> 
     if labels is None:
         return list(reference)
     try:
+        if isinstance(labels, str | bytes | Mapping):
+            raise TypeError
         listed = list(labels)
     except TypeError:
         raise InputError(f"labels must be a list with one label per sample, got {type(labels).__name__}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ REPEATED_OPTIONS = (
     "adb_server",
     "runner",
     "device_runtime",
+    "backend_config",
     "cpu_library",
     "strict_latency",
     "simulated_latency",
@@ -35,6 +37,8 @@ def begin_test(item: pytest.Item, bench: Bench) -> None:
     expected = tuple(backend_requests(item, bench.settings.backends)) if marked and not follows else None
     worker = getattr(item.config, "workerinput", {}).get("workerid", "")
     given = {name: item.config.getoption(f"qnn_{name}") for name in REPEATED_OPTIONS}
+    paths = {name: path for name in given if isinstance(path := getattr(bench.settings, name), Path)}
+    given |= {name: str(path) for name, path in paths.items() if given[name]}  # absolute: the command may run elsewhere
     test = CurrentTest(
         nodeid=item.nodeid,
         expected=expected,

@@ -80,10 +80,15 @@ def test_a_failing_case_is_kept_with_all_that_it_takes_to_see_it_again(
     assert 0 < np.abs(y - q).mean() < np.abs(q - f).mean()  # three ways, and not one of them thrice
 
 
+@pytest.mark.slow
 def test_its_commands_work_when_pasted_elsewhere(pytester: pytest.Pytester, project: Project, tmp_path: Path) -> None:
     pytester.makepyprojecttoml('[tool.pytest_qnn]\nartifacts = "of the project"\n')
-    project(FAILS).assert_outcomes(failed=1)
-    commands = described(bundles(pytester, "of the project")[0])["commands"]
+    (pytester.path / "options.json").write_text('{"htp_config": {"htp_performance_mode": "burst"}}')
+    project(FAILS, "--qnn-backend-config=options.json").assert_outcomes(failed=1)
+    told = described(bundles(pytester, "of the project")[0])
+    commands = told["commands"]
+    assert told["provenance"]["options"] == {"htp_performance_mode": "burst"}
+    assert f"--qnn-backend-config={pytester.path / 'options.json'}" in commands["test"]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     for command, code, text in (
         (commands["bundle"], 0, "reproduced: the outputs are the same"),
@@ -102,6 +107,7 @@ def test_a_run_that_passes_keeps_nothing(pytester: pytest.Pytester, project: Pro
     assert not (pytester.path / "kept").exists()
 
 
+@pytest.mark.slow
 def test_two_workers_with_one_test_leave_one_bundle(pytester: pytest.Pytester, project: Project) -> None:
     project(FAILS, "--qnn-artifacts=kept", "-n2", "--dist=each").assert_outcomes(failed=2)
     (folder,) = bundles(pytester)
@@ -109,6 +115,7 @@ def test_two_workers_with_one_test_leave_one_bundle(pytester: pytest.Pytester, p
     assert sorted(p.name for p in folder.parent.iterdir()) == [".lock", folder.name]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_changes_no_verdict(pytester: pytest.Pytester, project: Project) -> None:
     full = FAILS.replace(
         "    assert_matches_reference(run, Tolerance(sqnr_db=90))",

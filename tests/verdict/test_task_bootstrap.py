@@ -67,6 +67,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_truth_lies_below_the_interval_as_seldom_as_it_says(case: str) -> None:
     """Two-sided 95%: 2.5% of 300 trials are 7.5; 16 of them or more happen by chance once in 300."""

@@ -179,9 +179,15 @@ def test_a_score_of_its_own_range_is_told_by_points_and_worst_loss(run: Run) -> 
         assert_task_metric(wrong_in(run, 1), score, margin=0.5, points=1, worst_loss=1.0)
 
 
+def test_a_test_set_is_not_made_longer_by_repeating_it(run: Run) -> None:
+    long = replace(run, samples=run.samples * 2, results=run.results * 2)
+    with pytest.raises(InputError, match="only 60 of 120 samples are different"):
+        assert_task_metric(long, top_k(5), margin=5)
+
+
 def test_nothing_is_vouched_for_where_part_of_the_model_ran_elsewhere(htp: Backend, tmp_path: Path) -> None:
     partly = small_models.unary(tmp_path / "partly.onnx", "Relu", "Erf", "Relu")
-    run = htp.load(partly).run([{"x": np.ones((1, 16), np.float32)}] * 2)
+    run = htp.load(partly).run([{"x": np.full((1, 16), x, np.float32)} for x in (1, 2)])
     with pytest.raises(PlacementError, match="Erf"):
         assert_task_metric(run, top_k(), margin=100)
 
@@ -231,7 +237,7 @@ def by_order(outputs: list[Outputs], labels: list[Any]) -> float:
 
 
 def changing(outputs: list[Outputs], labels: list[Any]) -> float:
-    outputs[0]["y"][...] = 0
+    labels[0]["y"][...] = 0  # the reference that is compared with next
     return 1.0
 
 
@@ -264,6 +270,7 @@ def test_a_metric_that_is_none_is_the_tests_mistake(run: Run, metric: Any, text:
     ("arguments", "error", "text"),
     [
         ({"labels": [1, 2]}, InputError, "2 labels for 60 samples"),
+        ({"labels": dict.fromkeys(range(SAMPLES))}, InputError, "labels must be a list"),
         ({"labels": [0.5] * SAMPLES}, InputError, "a label must be a class"),
         ({"labels": [CLASSES] * SAMPLES}, InputError, "there are 10 classes"),
         ({"margin": -1}, OptionError, "margin must be a number from 0"),
