@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from pytest_qnn.assertions import assert_matches_reference
 from pytest_qnn.records.bundle import bundle_schema, keep_bundle
 from pytest_qnn.records.bundle_folder import NoRoomError, bundles_in, folder_name, replaced_folder
 from pytest_qnn.records.stored_bundle import read_bundle
@@ -101,10 +103,10 @@ def test_its_commands_work_when_pasted_elsewhere(pytester: pytest.Pytester, proj
         assert text in done.stdout
 
 
-def test_a_run_that_passes_keeps_nothing(pytester: pytest.Pytester, project: Project) -> None:
-    passes = FAILS.replace("sqnr_db=90", "sqnr_db=10")
-    project(passes, "--qnn-artifacts=kept").assert_outcomes(passed=1)
-    assert not (pytester.path / "kept").exists()
+def test_a_run_that_passes_keeps_nothing(good_run: Run, keeping: Any, tmp_path: Path) -> None:
+    keeping.settings = replace(keeping.settings, artifacts=tmp_path / "kept")
+    assert assert_matches_reference(good_run).ok
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.slow
@@ -170,8 +172,6 @@ def test_samples_are_bounded_and_the_bundle_says_which_are_there(
 def test_what_failed_otherwise_is_kept_without_a_verdict(
     good_run: Run, keeping: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     keeping.settings = replace(keeping.settings, artifacts=tmp_path / "kept")
     folder = keep_bundle(good_run, None, "not deterministic: 3 elements differ")
     assert folder is not None
