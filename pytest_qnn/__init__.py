@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         AdbServerError,
         ArtifactError,
         BackendUnavailableError,
+        BundleError,
         CompileError,
         DeviceBusyError,
         DeviceError,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         TargetError,
         TargetMemoryError,
         TargetTimeoutError,
+        TaskMetricError,
         UsageError,
         VerdictError,
     )
@@ -61,6 +63,9 @@ if TYPE_CHECKING:
     from pytest_qnn.lint.findings import (
         LintReport,
     )
+    from pytest_qnn.records.bundle import (
+        keep_bundle,
+    )
     from pytest_qnn.runners.reference import (
         Reference,
     )
@@ -68,6 +73,12 @@ if TYPE_CHECKING:
         Measurement,
         Run,
         Session,
+    )
+    from pytest_qnn.task_metrics import (
+        assert_task_metric,
+        per_sample,
+        top_k,
+        word_error_rate,
     )
     from pytest_qnn.verdict.judge import (
         AccuracyVerdict,
@@ -78,6 +89,9 @@ if TYPE_CHECKING:
     )
     from pytest_qnn.verdict.layer_rule import (
         LayersVerdict,
+    )
+    from pytest_qnn.verdict.task_metric import (
+        TaskMetricVerdict,
     )
     from pytest_qnn.verdict.tolerance import (
         Tolerance,
@@ -93,6 +107,7 @@ __all__ = [
     "Backend",
     "BackendUnavailableError",
     "Bench",
+    "BundleError",
     "CompileError",
     "DeviceBusyError",
     "DeviceError",
@@ -126,6 +141,8 @@ __all__ = [
     "TargetError",
     "TargetMemoryError",
     "TargetTimeoutError",
+    "TaskMetricError",
+    "TaskMetricVerdict",
     "Tolerance",
     "UsageError",
     "VerdictError",
@@ -134,6 +151,11 @@ __all__ = [
     "assert_layers_match_reference",
     "assert_lint_clean",
     "assert_matches_reference",
+    "assert_task_metric",
+    "keep_bundle",
+    "per_sample",
+    "top_k",
+    "word_error_rate",
 ]
 
 _MODULES = {
@@ -150,6 +172,7 @@ _MODULES = {
         "AdbServerError",
         "ArtifactError",
         "BackendUnavailableError",
+        "BundleError",
         "CompileError",
         "DeviceBusyError",
         "DeviceError",
@@ -175,16 +198,24 @@ _MODULES = {
         "TargetError",
         "TargetMemoryError",
         "TargetTimeoutError",
+        "TaskMetricError",
         "UsageError",
         "VerdictError",
     ),
     "lint.check": ("assert_lint_clean",),
     "lint.findings": ("LintReport",),
+    "records.bundle": ("keep_bundle",),
     "runners.reference": ("Reference",),
     "session": (
         "Measurement",
         "Run",
         "Session",
+    ),
+    "task_metrics": (
+        "assert_task_metric",
+        "per_sample",
+        "top_k",
+        "word_error_rate",
     ),
     "verdict.judge": ("AccuracyVerdict",),
     "verdict.latency": (
@@ -192,6 +223,7 @@ _MODULES = {
         "LatencyVerdict",
     ),
     "verdict.layer_rule": ("LayersVerdict",),
+    "verdict.task_metric": ("TaskMetricVerdict",),
     "verdict.tolerance": ("Tolerance",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -20,10 +20,10 @@ from pytest_qnn.errors import (
     TargetError,
     UsageError,
 )
-from pytest_qnn.layers.envelope import DRAW, DRAWS, draws
+from pytest_qnn.layers.envelope import draws_each, spread
 from pytest_qnn.layers.judge import judge_layers
-from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
+from pytest_qnn.records.bundle import store_bundle
 from pytest_qnn.records.failure import (
     accuracy_message,
     latency_message,
@@ -35,14 +35,12 @@ from pytest_qnn.records.failure import (
 )
 from pytest_qnn.records.record import make_record
 from pytest_qnn.runners.placement import Misplaced, Placement
-from pytest_qnn.runners.reference import CHECK_LEVEL, LEVEL
-from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.session import Inputs, Measurement, Run, Session
 from pytest_qnn.settings import unknown_name
+from pytest_qnn.three_ways import add_sample, output_case, reference_json, references_of
 from pytest_qnn.verdict.judge import AccuracyVerdict, OutputCase, judge
 from pytest_qnn.verdict.latency import LatencyBudget, LatencyVerdict, Outcome, judge_latency
 from pytest_qnn.verdict.layer_rule import LayersVerdict
-from pytest_qnn.verdict.metrics import Evidence
 from pytest_qnn.verdict.tolerance import Tolerance
 
 Tolerances = Tolerance | Mapping[str, Tolerance]
@@ -75,12 +73,13 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
         )
     session = run.session
     cases = _cases(session, tolerance)
-    if blocking := _not_allowed(session):
+    if blocking := not_allowed(session):
         _placement_failure(session, blocking)
     verdict = _judge(run, cases)
     failed = verdict.failed
     layers, starts_at = _where_it_starts(run, verdict)
     reason = f"output {failed[0].name!r}: {failed[0].failures[0]}" if failed else ""
+    kept = None if verdict.ok else store_bundle(run, verdict, reason)
     record = make_record(
         session.bench,
         session,
@@ -90,19 +89,15 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
         reason,
         samples=len(run.samples),
         synthetic_inputs=run.synthetic,
-        reference={
-            "runtime": "onnxruntime CPU",
-            "version": session.bench.versions["onnxruntime"],
-            "level": LEVEL,
-            "checked_against": CHECK_LEVEL,
-            "float": _float_name(session, _float_source(session)),
-            "quantized": session.executed.path.name if session.executed.quantized else None,
-        },
+        reference=reference_json(session),
         outputs=[o.to_json() for o in verdict.outputs],
         layers=layers and [layer.to_json() for layer in layers.layers],
+        bundle=None if kept is None or kept.folder is None else str(kept.folder),
     )
     if not verdict.ok:
-        raise AccuracyError(accuracy_message(session, verdict, record, starts_at), verdict)
+        raise AccuracyError(
+            accuracy_message(session, verdict, record, starts_at, kept.lines() if kept else ()), verdict
+        )
     return verdict
 
 
@@ -195,42 +190,13 @@ def _cases(session: Session, tolerance: Tolerances | None) -> list[OutputCase]:
 
 
 def _judge(run: Run, cases: list[OutputCase]) -> AccuracyVerdict:
-    session = run.session
-    float_source = _float_source(session)
-    references = session.bench.references
-    for sample, result in zip(run.samples, run.results, strict=True):
-        q = references.run(session.executed, sample, LEVEL)
-        r = references.run(session.executed, sample, CHECK_LEVEL)
-        f = None
-        if float_source is not None:
-            f = references.run(float_source, _as_float(sample, session, float_source), LEVEL)
-        for case, spec in zip(cases, session.outputs, strict=True):
-            real = None if f is None else _real(f[spec.name], spec)
-            case.add(_real(q[spec.name], spec), _real(result[spec.name], spec), real, _real(r[spec.name], spec))
-    _add_envelope(run, cases)
+    derived = any(case.tolerance is None and case.evidence.step for case in cases)
+    count = len(run.samples)
+    chosen, each = set(spread(count)) if derived else set(), draws_each(count)
+    for index, (sample, result) in enumerate(zip(run.samples, run.results, strict=True)):
+        drawn = each if index in chosen else 0
+        add_sample(cases, run.session.outputs, references_of(run.session, sample, drawn), result)
     return judge(cases, len(run.samples))
-
-
-def _add_envelope(run: Run, cases: list[OutputCase]) -> None:
-    """Give each output that the derived rule judges what legitimate rounding makes of it, on a few of the samples."""
-    session = run.session
-    wanted = [
-        (case, spec)
-        for case, spec in zip(cases, session.outputs, strict=True)
-        if case.tolerance is None and case.evidence.step and not case.structure
-    ]
-    if not wanted or session.backend != "htp" or session.executed.context or not session.executed.quantized:
-        return
-    references = session.bench.references
-    envelope = references.envelope(session.executed)
-    if envelope is None:
-        return
-    for index, draw in draws(len(run.samples)):
-        sample = run.samples[index]
-        drawn = references.run(envelope, {**sample, DRAW: DRAWS[draw]}, LEVEL)
-        q = references.run(session.executed, sample, LEVEL)
-        for case, spec in wanted:
-            case.add_envelope(_real(q[spec.name], spec), _real(drawn[spec.name], spec))
 
 
 def assert_fully_offloaded(session: Session) -> Placement:
@@ -317,22 +283,9 @@ def assert_latency(measurement: Measurement, budget: LatencyBudget | None = None
 
 def _case(session: Session, spec: TensorSpec, argument: Tolerances | None) -> OutputCase:
     tolerance, source = _limits(session, spec.name, argument)
-    executed = session.executed
-    exact = spec.encoding is None and not spec.dtype.startswith(("float", "bfloat"))
-    nominal = next((o.encoding.step for o in session.model.outputs if o.name == spec.name and o.encoding), None)
-    _check_applies(session, spec, tolerance, nominal)
-    return OutputCase(
-        name=spec.name,
-        evidence=Evidence(
-            step=spec.encoding.step if spec.encoding else None, has_float=_float_source(session) is not None
-        ),
-        precision=session.unquantized_precision,
-        bounded=spec.name in executed.bounded_outputs,
-        exact=exact,
-        tolerance=tolerance,
-        limits_from=source,
-        nominal_step=nominal,
-    )
+    case = output_case(session, spec, tolerance, source)
+    _check_applies(session, spec, tolerance, case.nominal_step)
+    return case
 
 
 def _check_applies(session: Session, spec: TensorSpec, tolerance: Tolerance | None, step: float | None) -> None:
@@ -382,45 +335,11 @@ def _check_names(argument: Tolerances | None, session: Session) -> None:
             raise OptionError(f"[[tool.pytest_qnn.tolerance]]: {unknown_name('output', rule.output, known)} in {name}")
 
 
-# --- references -------------------------------------------------------------------------------------------------------
-
-
-def _float_source(session: Session) -> Model | None:
-    """The model that gives f: the float original, else the QDQ model without its rounding; None where q itself is f."""
-    if not session.executed.quantized or session.executed.context:
-        return None
-    return session.float_model or session.bench.references.without_rounding(session.executed)
-
-
-def _float_name(session: Session, source: Model | None) -> str | None:
-    if source is None:
-        return session.executed.path.name
-    return source.path.name if source is session.float_model else f"{session.model.path.name} without its rounding"
-
-
-def _as_float(sample: dict[str, Array], session: Session, source: Model) -> dict[str, Array]:
-    """The sample as the float model takes it: integers of a quantised input become the real values they stand for."""
-    wanted = {spec.name: spec.dtype for spec in source.inputs}
-    converted = {}
-    for spec in session.inputs:
-        array = sample[spec.name]
-        if array.dtype.name != wanted.get(spec.name, array.dtype.name):
-            array = _real(array, spec).astype(wanted[spec.name])
-        converted[spec.name] = array
-    return converted
-
-
-def _real(array: Array, spec: TensorSpec) -> Array:
-    """Real values: integers with an encoding are dequantised, ``scale * (q - zero_point)``; the rest stays as it is."""
-    if spec.encoding is None or array.dtype.kind not in "iu":
-        return array
-    return spec.encoding.dequantize(array)
-
-
 # --- placement --------------------------------------------------------------------------------------------------------
 
 
-def _not_allowed(session: Session) -> tuple[Misplaced, ...]:
+def not_allowed(session: Session) -> tuple[Misplaced, ...]:
+    """Nodes that ran on onnxruntime's CPU provider without being allowed to."""
     allowed = session.allow_cpu
     if isinstance(allowed, bool):
         return () if allowed else session.placement.misplaced

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_qnn.verdict.judge import AccuracyVerdict
     from pytest_qnn.verdict.latency import LatencyVerdict
     from pytest_qnn.verdict.layer_rule import LayersVerdict
+    from pytest_qnn.verdict.task_metric import TaskMetricVerdict
 
 
 class QnnError(Exception):
@@ -145,6 +146,10 @@ class ArtifactError(UsageError):
     """A compiled artifact can't be trusted: altered, truncated, or made for something else."""
 
 
+class BundleError(UsageError):
+    """A bundle of a failing case can't be used: damaged, altered, or without the model that it needs."""
+
+
 class CompileError(QnnError):
     """The backend refused the model; the message carries the backend's own reason."""
 
@@ -176,6 +181,12 @@ class LatencyError(VerdictError):
     """A latency budget was exceeded (or, with ``--qnn-strict-latency``, could not be decided)."""
 
     verdict: LatencyVerdict
+
+
+class TaskMetricError(VerdictError):
+    """A metric of the task is worse than it may be, or it isn't shown that it isn't."""
+
+    verdict: TaskMetricVerdict
 
 
 class PlacementError(VerdictError):

@@ -75,6 +75,8 @@ SETTINGS = (
     Setting("strict_latency", "a latency budget that can't be decided fails the test", flag=True),
     Setting("simulated_latency", "compare latencies that were not measured on a Snapdragon with budgets", flag=True),
     Setting("no_layers", "don't judge layers alone to find where a failure starts", flag=True),
+    Setting("artifacts", "keep a bundle of each failing case in DIR", "DIR"),
+    Setting("artifacts_limit_mb", "size limit of that folder, in MiB", "MIB"),
     Setting("json", "write one record per judged run to FILE", "FILE", ini=False),
 )
 

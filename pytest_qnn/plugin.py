@@ -92,6 +92,10 @@ def pytest_configure(config: pytest.Config) -> None:
         project_settings(config)  # a typo must not wait for the first test that would have noticed
     if config.getoption("qnn_record") or config.getoption("qnn_replay"):
         check_tape(config)
+    if config.getoption("qnn_artifacts") and not hasattr(config, "workerinput"):
+        folder = project_settings(config).artifacts
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise pytest.UsageError(f"--qnn-artifacts: {folder} is a file: name a folder")
     if config.getoption("qnn_json") and not hasattr(config, "workerinput") and not config.option.collectonly:
         from pytest_qnn.records.json_file import check_writable
 

@@ -154,6 +154,8 @@ PARSERS: Mapping[str, Callable[[object], Any]] = {
     "strict_latency": _flag,
     "simulated_latency": _flag,
     "no_layers": _flag,
+    "artifacts": _path,
+    "artifacts_limit_mb": _positive,
     "json": _path,
 }
 
@@ -209,6 +211,8 @@ class Settings:
     strict_latency: bool = False
     simulated_latency: bool = False
     no_layers: bool = False
+    artifacts: Path | None = None
+    artifacts_limit_mb: float = 1024.0
     json: Path | None = None
     tolerances: tuple[Rule, ...] = field(default=())
     latency_budgets: tuple[Rule, ...] = field(default=())

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.defects.runs import Outcome
-from pytest_qnn.layers.envelope import draws
+from pytest_qnn.layers.envelope import draws_each, spread
 from pytest_qnn.verdict.judge import OutputCase
 from pytest_qnn.verdict.metrics import Evidence
 
@@ -37,8 +37,9 @@ def _envelope(o: Outcome) -> Evidence:
     key = (f"{o.pair.name} {o.seed} {len(o.y)}", o.output)
     if key not in _envelopes:
         case = OutputCase(o.output, Evidence(step=o.step), "float16")
-        for index, draw in draws(len(o.q)):
-            case.add_envelope(o.q[index], o.b[draw % len(o.b), index])
+        for index in spread(len(o.q)):
+            for draw in o.b[: draws_each(len(o.q))]:
+                case.add_envelope(o.q[index], draw[index])
         assert case.envelope is not None
         _envelopes[key] = case.envelope
     return _envelopes[key]

@@ -15,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 not, 2 wrong usage, 130 interrupted."""
     from pytest_qnn.cli import (
         advise,
+        bundle,
         cache,
         compile,
         device,
@@ -31,7 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pytest-qnn", description="Validation of models on Qualcomm's QNN backends.")
     parser.add_argument("--version", action="version", version=f"pytest-qnn {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (doctor, fetch, quantize, encodings, compile, cache, lint, sdk, advise, devices, device, record):
+    for command in (
+        doctor,
+        fetch,
+        quantize,
+        encodings,
+        compile,
+        cache,
+        lint,
+        sdk,
+        advise,
+        devices,
+        device,
+        record,
+        bundle,
+    ):
         command.register(commands)
     chosen = parser.parse_args(arguments)
     try:

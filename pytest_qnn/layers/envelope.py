@@ -21,7 +21,7 @@ from pytest_qnn.model.saved_model import save_model
 
 DRAW = "pytest_qnn_draw"  # the graph input that tells draws apart: float32[1]
 DRAWS = tuple(np.array([np.sqrt(k)], np.float32) for k in (2, 3, 5, 7))  # its values: no two have a rational ratio
-LEAST_DRAWS, MOST_DRAWS = 4, 8
+MOST_SAMPLES = 8
 HALF_STEP = 0.5  # steps: rounding another way
 # Steps of 8 bits: products and sums of 16-bit activations on HTP, whose error grows with the range and not with the step.
 # Measured on seven real nets (`python -m benchmarks.defects layers`): rms 0.02 to 0.5 of it over all weighted layers.
@@ -46,12 +46,15 @@ COPIES = (
 )
 
 
-def draws(samples: int) -> list[tuple[int, int]]:
-    """(sample, index in :data:`DRAWS`) of the draws that are made for so many samples: 4 to 8 in all, spread over the samples."""
-    if samples >= MOST_DRAWS:
-        return [(round(k * (samples - 1) / (MOST_DRAWS - 1)), k % 2) for k in range(MOST_DRAWS)]
-    each = -(-LEAST_DRAWS // samples)
-    return [(sample, draw) for sample in range(samples) for draw in range(each)]
+def spread(samples: int) -> list[int]:
+    """The samples for which the envelope is computed: at most 8, spread over all."""
+    count = min(samples, MOST_SAMPLES)
+    return sorted({round(k * (samples - 1) / max(count - 1, 1)) for k in range(count)})
+
+
+def draws_each(samples: int) -> int:
+    """How many draws each of those samples gets, so that there are 4 in all."""
+    return max(1, -(-len(DRAWS) // samples))
 
 
 def amplitude(layer: Layer) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ REPEATED_OPTIONS = (
     "adb_server",
     "runner",
     "device_runtime",
+    "backend_config",
     "cpu_library",
     "strict_latency",
     "simulated_latency",
@@ -35,6 +37,8 @@ def begin_test(item: pytest.Item, bench: Bench) -> None:
     expected = tuple(backend_requests(item, bench.settings.backends)) if marked and not follows else None
     worker = getattr(item.config, "workerinput", {}).get("workerid", "")
     given = {name: item.config.getoption(f"qnn_{name}") for name in REPEATED_OPTIONS}
+    paths = {name: path for name in given if isinstance(path := getattr(bench.settings, name), Path)}
+    given |= {name: str(path) for name, path in paths.items() if given[name]}  # absolute: the command may run elsewhere
     test = CurrentTest(
         nodeid=item.nodeid,
         expected=expected,
@@ -118,6 +122,11 @@ def junit_properties(record: Record) -> dict[str, object]:
         values["worst_output"] = worst["name"]
         values["sqnr_db"] = worst["metrics"].get("sqnr_db")
         values["max_steps"] = worst["metrics"].get("max_steps")
+    values["bundle"] = record.get("bundle")
+    if task := record.get("task_metric"):
+        values["metric"] = task["metric"]
+        values["metric_value"] = task["value"]
+        values |= {f"difference_{name}_points": task["difference_points"][name] for name in ("value", "low", "high")}
     if "latency" in record:
         values["p95_ms"] = record["latency"]["p95_ms"]["value"]
     return {name: value for name, value in values.items() if value is not None}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.verdict.judge import AccuracyVerdict, OutputVerdict
 from pytest_qnn.verdict.latency import LatencyVerdict
+from pytest_qnn.verdict.task_metric import TaskMetricVerdict, TaskOutcome
 
 if TYPE_CHECKING:
     from pytest_qnn.measuring import Attempt
@@ -37,7 +38,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
-def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record, starts_at: Sequence[str] = ()) -> str:
+def accuracy_message(
+    session: Session,
+    verdict: AccuracyVerdict,
+    record: Record,
+    starts_at: Sequence[str] = (),
+    bundle_lines: Sequence[str] = (),
+) -> str:
     """Which output, which limit, by how much, the worst element, where it starts, who is to blame, how to see it again."""
     failed = verdict.failed
     samples = f"{verdict.samples} sample{'s' if verdict.samples > 1 else ''}"
@@ -64,7 +71,7 @@ def accuracy_message(session: Session, verdict: AccuracyVerdict, record: Record,
     if record["synthetic_inputs"]:
         lines.append("  note: the inputs came from qnn_inputs; real data may fare better or worse")
     lines += [f"  note: {note}" for note in session.notes]
-    return "\n".join(lines + _again(record))
+    return "\n".join([*lines, *_again(record), *bundle_lines])
 
 
 def layers_lines(verdict: LayersVerdict, backend: str) -> list[str]:
@@ -167,6 +174,40 @@ def latency_message(session: Session, verdict: LatencyVerdict, record: Record) -
     if session.plan.not_a_device:
         lines.append(f"  {session.plan.not_a_device}; judged because of --qnn-simulated-latency")
     return "\n".join(lines + _again(record))
+
+
+def task_metric_message(
+    session: Session, verdict: TaskMetricVerdict, record: Record, bundle_lines: Sequence[str] = ()
+) -> str:
+    """How much worse, how sure that is, whose fault, or how many samples would tell."""
+    d, asked = verdict.difference, verdict.asked
+    samples = f"{verdict.samples} sample{'s' if verdict.samples > 1 else ''}"
+    if verdict.outcome is TaskOutcome.UNDECIDED:
+        head = f"too few samples: {session.subject}: {verdict.metric} is undecided, {samples}"
+    else:
+        head = f"{verdict.blame} to blame: {session.subject}: {verdict.metric} is worse by more than {asked.margin:g} points, {samples}"
+    name = "QDQ" if session.executed.quantized else "reference"
+    real = f"float {verdict.reference:.6g}, " if asked.against == "float" and session.executed.quantized else ""
+    lines = [
+        head,
+        f"  {verdict.metric}: {real}{name} {verdict.quantized:.6g}, {session.backend} {verdict.value:.6g} "
+        f"({'higher' if asked.higher_is_better else 'lower'} is better; 1 is {asked.points:g} points)",
+        f"  against {asked.against}: {d.value:+.4g} points, {100 * asked.confidence:g}% interval [{d.low:+.4g}, {d.high:+.4g}], must "
+        f"lie above -{asked.margin:g}",
+        f"  bootstrap of pairs (BCa), {asked.resamples} resamples, seed {asked.seed}, worst loss of a sample "
+        f"{asked.worst_loss:g} points",
+    ]
+    if verdict.outcome is TaskOutcome.UNDECIDED:
+        needed = verdict.needed
+        lines.append(
+            f"  about {needed:,} samples like these would decide it; else ask for a wider margin"
+            if needed is not None
+            else "  no number of samples would decide it: the difference is as good as the margin"
+        )
+    if record["synthetic_inputs"]:
+        lines.append("  note: the inputs came from qnn_inputs; a metric of the task says nothing on them")
+    lines += [f"  note: {note}" for note in session.notes]
+    return "\n".join([*lines, *_again(record), *bundle_lines])
 
 
 def unstable_message(session: Session, measurement: Measurement, record: Record) -> str:

@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import shlex
+import sys
 import time
 from importlib import resources
 from pathlib import Path
@@ -48,20 +49,19 @@ def make_record(
     """A record of the running test.
 
     Args:
-        kind: "accuracy", "layers", "placement" or "latency".
+        kind: "accuracy", "layers", "placement", "latency" or "task metric".
         verdict: "pass", "fail", "undecided" or "not judged".
         blame: whose fault a failure is; "none" for none.
         reason: one line.
     """
     test = bench.test
-    now = datetime.datetime.fromtimestamp(time.time(), datetime.UTC)
     record = {
         "schema": SCHEMA_VERSION,
         "kind": kind,
         "test": test.nodeid,
         "subject": session.subject,
         "worker": test.worker or None,
-        "time": now.isoformat(timespec="milliseconds"),
+        "time": now(),
         "verdict": verdict,
         "blame": blame,
         "reason": reason,
@@ -75,9 +75,20 @@ def make_record(
     return result
 
 
-def repeat_command(bench: Bench) -> str:
-    """The command that shows a result again, from pytest's root folder; empty outside of a test."""
+def now() -> str:
+    """The time, in UTC."""
+    return datetime.datetime.fromtimestamp(time.time(), datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def repeat_command(bench: Bench, *, anywhere: bool = False) -> str:
+    """The command that shows a result again, from pytest's root folder; empty outside of a test.
+
+    Args:
+        anywhere: it can be pasted in any folder and without the environment's ``bin`` on the path.
+    """
     if not bench.test.nodeid:
         return ""
-    command = shlex.join(["python", "-m", "pytest", bench.test.nodeid, *bench.test.options])
-    return command if Path.cwd() == bench.root else f"cd {shlex.quote(str(bench.root))} && {command}"
+    python = sys.executable if anywhere else "python"
+    command = shlex.join([python, "-m", "pytest", bench.test.nodeid, *bench.test.options])
+    here = Path.cwd() == bench.root and not anywhere
+    return command if here else f"cd {shlex.quote(str(bench.root))} && {command}"

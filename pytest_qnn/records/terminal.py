@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from pytest_qnn.records.collector import Collector
     from pytest_qnn.records.record import Record
 
-COLUMNS = ("model", "backend", "SoC", "in", "worst output", "SQNR dB", "steps", "blame", "p95 ms", "verdict", "test")
-FOLDED = ("model", "worst output", "test")  # too long ones continue on the next line
+COLUMNS = (
+    "model", "backend", "SoC", "in", "worst output", "SQNR dB", "steps", "task metric", "blame", "p95 ms", "verdict", "test"
+)  # fmt: skip
+FOLDED = ("model", "worst output", "task metric", "test")  # too long ones continue on the next line
 LEAST_FOLDED = 16  # columns that these get in any case
 DISPENSABLE = (
     "in",
@@ -101,6 +104,9 @@ def summary_notes(collector: Collector) -> list[str]:
         if e["swallowed"]
     ]
     notes += [f"device lost, done once more: {r['test']}: {r['what']}" for r in collector.retries]
+    if bundles := {r["bundle"] for r in records if r.get("bundle")}:
+        folder = shlex.quote(str(PurePath(min(bundles)).parent))
+        notes.append(f"bundles of failing cases: {len(bundles)}; pytest-qnn bundle show {folder}")
     if collector.artifacts["rebuilt"]:
         count = collector.artifacts["rebuilt"]
         notes.append(
@@ -126,6 +132,7 @@ def summary_rows(records: list[Record]) -> list[dict[str, str]]:
             row[column] = row[column] or value
         if _rank(new["verdict"]) < _rank(row["verdict"]):
             row["verdict"], row["blame"] = new["verdict"], new["blame"]
+            row["task metric"] = new["task metric"] or row["task metric"]
     return sorted(rows.values(), key=lambda row: not row["verdict"].startswith("fail"))
 
 
@@ -143,11 +150,20 @@ def _row(record: Record) -> dict[str, str]:
         "worst output": worst["name"] if worst else "",
         "SQNR dB": _number(metrics.get("sqnr_db"), ".1f"),
         "steps": _number(metrics.get("max_steps"), ".3g"),
+        "task metric": _task_metric(record.get("task_metric")),
         "blame": record["blame"] if record["blame"] != "none" else "",
         "p95 ms": _number(latency["p95_ms"]["value"], ".2f") if latency else "",
         "verdict": _verdict(record),
         "test": f"{PurePath(file).name}::{test}" if test else file,
     }
+
+
+def _task_metric(task: dict[str, Any] | None) -> str:
+    """A metric of the task: how much better, in points, with its interval."""
+    if task is None:
+        return ""
+    d = task["difference_points"]
+    return f"{task['metric']} {d['value']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}]"
 
 
 def _rank(verdict: str) -> int:

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from pytest_qnn.backend import Backend
-from pytest_qnn.layers.envelope import DRAW, draws, write_envelope
+from pytest_qnn.layers.envelope import DRAW, draws_each, spread, write_envelope
 from pytest_qnn.model.onnx_file import read_model
 from tests.qdq_graph import QdqGraph
 
@@ -86,10 +86,11 @@ def test_nor_has_one_whose_end_is_float(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 4, 7, 8, 9, 32, 1000])
 def test_a_few_draws_are_made_over_all_samples(samples: int) -> None:
-    made = draws(samples)
-    assert 4 <= len(made) <= 8
-    assert len(set(made)) == len(made)
-    assert {0, samples - 1} <= {sample for sample, _ in made} <= set(range(samples))
+    chosen = spread(samples)
+    assert {0, samples - 1} <= set(chosen) <= set(range(samples))
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) <= 8
+    assert len(chosen) * draws_each(samples) >= 4
 
 
 def test_references_keep_it_for_a_model(htp: Backend, models: Path) -> None:
