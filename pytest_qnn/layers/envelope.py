@@ -28,7 +28,16 @@ HALF_STEP = 0.5  # steps: rounding another way
 WEIGHTED_HALF_STEP_OF_8_BITS = 0.5
 # Steps of 16 bits, for operators that HTP computes less exactly than to a step
 INEXACT = {"Softmax": 128.0, "LogSoftmax": 128.0, "Sqrt": 32.0, "Div": 16.0, "BatchNormalization": 128.0}
-STEPS_OF_16_BITS = 4.0  # for the others: sums are off by two steps throughout on HTP
+STEPS_OF_16_BITS = 4.0  # for others, as long as nobody has measured them
+MEASURED = {
+    "Add": 3.0,
+    "Sub": 3.0,
+    "Sum": 3.0,
+    "LeakyRelu": 2.0,
+    "HardSigmoid": 2.0,
+} | dict.fromkeys(  # sums are off by 2 throughout
+    ("Mul", "AveragePool", "GlobalAveragePool", "ReduceMean", "Pow", "LayerNormalization"), 1.0
+)
 COPIES = (
     "MaxPool",
     "Pad",
@@ -66,7 +75,8 @@ def amplitude(layer: Layer) -> float:
         return HALF_STEP
     if kinds & {*WEIGHTED}:
         return WEIGHTED_HALF_STEP_OF_8_BITS * 2.0 ** (layer.encoding.bits - 8)
-    return max([INEXACT.get(kind, 0.0) for kind in kinds] + [STEPS_OF_16_BITS])
+    steps = INEXACT | MEASURED | dict.fromkeys(COPIES, 1.0)
+    return max(steps.get(kind, STEPS_OF_16_BITS) for kind in kinds)
 
 
 def write_envelope(file: Path, output: Path, dimensions: Mapping[str, int] | None = None) -> bool:

@@ -10,7 +10,9 @@ from pytest_qnn.layers.run import LayeredModel
 from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.verdict.layer_rule import LayerCase, LayersVerdict
 
-SPREADING = frozenset((*WEIGHTED, "Softmax", "LogSoftmax"))
+EXPONENTIAL = frozenset(("Softmax", "LogSoftmax", "Exp"))
+EXPONENTIAL_ERROR = 0.02  # relative; measured: a probability near 1 comes out up to 2.5% off
+SPREADING = frozenset(WEIGHTED) | EXPONENTIAL
 
 
 def judge_layers(layered: LayeredModel, samples: Sequence[Mapping[str, Array]]) -> LayersVerdict:
@@ -40,5 +42,6 @@ def _case(layer: Layer) -> LayerCase:
         kind=layer.kind,
         amplitude=amplitude(layer),
         spread=bool(SPREADING & set(layer.operators)),
+        relative=EXPONENTIAL_ERROR if EXPONENTIAL & set(layer.operators) else 0.0,
         bits=layer.encoding.bits,
     )

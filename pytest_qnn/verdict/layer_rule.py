@@ -25,11 +25,12 @@ class LayerConstants:
 
     rms: float = 1.5  # healthy maximum 0.99 where a layer has 100 elements or more
     bias: float = 0.8  # healthy maximum 0.34, likewise
-    gain: float = 0.01  # healthy maximum 0.0038, likewise
+    gain: float = 0.006  # healthy maximum 0.0038, likewise
+    gain_worth: float = 0.12  # what the gain must move elements by, rms
     sigmas: float = 6.0  # standard errors granted to the gain
     gain_count: float = 30.0  # elements that must carry the signal
-    channel: float = 3.0  # rms of a channel
-    channel_spread: float = 8.0  # of sums of products and of exponentials; healthy maximum 6.6
+    channel: float = 3.0  # rms of a channel; healthy maximum 1.9
+    channel_relative: float = 9.0  # of exponentials; healthy maximum 5.9
     peak: float = 4.0  # the largest |e|
     peak_spread: float = 64.0  # likewise: single elements are far off; healthy maximum 42
     again: float = 3.0  # in rms of what rounding weights once more costs a channel
@@ -48,6 +49,7 @@ class LayerCase:
         name, kind: the node that it is called after, and its operators.
         amplitude: the largest error that legitimate rounding makes, in steps.
         spread: whether single elements may be far off: sums of products and exponentials.
+        relative: error of the operator that grows with the value: of exponentials on HTP 0.02, else 0.
         bits: of its encoding.
         again: rms, in steps, that rounding a channel's weights once more costs it (axis 1); None where that isn't done.
     """
@@ -58,6 +60,7 @@ class LayerCase:
     amplitude: float
     spread: bool
     bits: int
+    relative: float = 0.0
     again: npt.NDArray[np.float64] | None = None
     evidence: Evidence = field(default_factory=lambda: Evidence(step=1.0, has_float=False))
 
@@ -170,14 +173,15 @@ def _over(name: str, value: float, limit: float) -> str | None:
 
 
 def _gain(case: LayerCase, c: LayerConstants) -> str | None:
-    """Slope of y on q through the zero point, with White's (1980) robust standard error, as in the rule for outputs."""
+    """Slope of the regression of y on q; the ordinary standard error, for errors of layers alone don't grow with q."""
     s = case.evidence.sums
-    slope = s.eq / (s.q2 + TINY)
-    residual = max(s.q2e2 - 2 * slope * s.q3e + slope**2 * s.q4, 0.0)
-    limit = c.gain + c.sigmas * math.sqrt(residual) / (s.q2 + TINY)
-    worth = slope**2 * s.q2 / s.n  # what the gain moves an element by, squared: below rounding it says nothing
+    varies = s.spread
+    slope = (s.eq - s.e1 * s.q1 / s.n) / (varies + TINY)
+    residual = max(s.e2 - s.e1**2 / s.n - slope**2 * varies, 0.0)
+    limit = c.gain + case.relative + c.sigmas * math.sqrt(residual / s.n / (varies + TINY))
     carriers = s.q2 * (s.q2 / (s.q4 + TINY))
-    if carriers < c.gain_count or abs(slope) <= limit or worth <= (0.2 * max(case.amplitude, 0.5)) ** 2:
+    moved = abs(slope) * math.sqrt(varies / s.n)
+    if carriers < c.gain_count or abs(slope) <= limit or moved <= c.gain_worth * max(case.amplitude, 0.5):
         return None
     return f"gain: the slope is {1 + slope:.4f} (limit 1 +- {limit:.4f})"
 
@@ -186,9 +190,11 @@ def _channel(case: LayerCase, c: LayerConstants) -> str | None:
     worst, text = 1.0, None
     for sums in case.evidence.channels.values():
         m = max(sums.elements, 1)
-        limits = np.full(sums.count, _limit(c.channel_spread if case.spread else c.channel, case, m, c))
+        limits = np.full(sums.count, _limit(c.channel_relative if case.relative else c.channel, case, m, c))
         if case.again is not None and sums.axis == 1 and case.again.size == sums.count:
             limits = limits + c.again * case.again
+        else:
+            limits = limits + 2 * _again(case, c)
         ratio = sums.e2 / (m * limits**2 + 4 * sums.h2)
         if float(ratio.max()) > worst:
             worst, at = float(ratio.max()), int(ratio.argmax())
