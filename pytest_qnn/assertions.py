@@ -115,11 +115,12 @@ def _judge(run: Run, cases: list[OutputCase]) -> AccuracyVerdict:
     float_source = _float_source(session)
     references = session.bench.references
     for sample, result in zip(run.samples, run.results, strict=True):
-        q = references.run(session.executed, sample, LEVEL)
-        r = references.run(session.executed, sample, CHECK_LEVEL)
+        q = references.run(session.executed, sample, LEVEL, passing=run.passing)
+        r = references.run(session.executed, sample, CHECK_LEVEL, passing=run.passing)
         f = None
         if float_source is not None:
-            f = references.run(float_source, _as_float(sample, session, float_source), LEVEL)
+            converted = _as_float(sample, session, float_source)
+            f = references.run(float_source, converted, LEVEL, passing=run.passing)
         for case, spec in zip(cases, session.outputs, strict=True):
             real = None if f is None else _real(f[spec.name], spec)
             case.add(_real(q[spec.name], spec), _real(result[spec.name], spec), real, _real(r[spec.name], spec))

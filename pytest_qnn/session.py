@@ -39,8 +39,9 @@ class Run:
         results: outputs of each inference, in the same order. Read-only: copy them to change them.
         batch: whether ``outputs`` and ``inputs`` are lists.
         seconds: time of each inference inside the runtime; NaN where the runner can't tell.
-        synthetic: whether all inputs came from ``qnn_inputs``.
+        synthetic: whether all inputs were made up: by ``qnn_inputs`` or :mod:`pytest_qnn.properties`.
         round_trip_seconds: of each inference, from this host to the device and back; None where nothing was sent anywhere.
+        passing: whether an input was drawn at random, to be used once.
     """
 
     session: Session
@@ -50,6 +51,7 @@ class Run:
     seconds: tuple[float, ...]
     synthetic: bool = False
     round_trip_seconds: tuple[float | None, ...] = ()
+    passing: bool = False
 
     def __repr__(self) -> str:
         return f"<Run of {len(self.samples)} samples on {self.session!r}>"
@@ -267,6 +269,7 @@ class Session:
             for i, sample in enumerate(samples)
         ]
         synthetic = all(isinstance(sample, SeededSample) for sample in samples)
+        passing = any(isinstance(sample, SeededSample) and sample.passing for sample in samples)
         # copies: a caller who reuses its arrays must not change what the reference is fed with later
         checked = [{name: array.copy() for name, array in sample.items()} for sample in checked]
         inferences = self._loaded.run_many(checked)
@@ -287,6 +290,7 @@ class Session:
             tuple(inference.seconds for inference in inferences),
             synthetic,
             tuple(inference.round_trip_seconds for inference in inferences),
+            passing,
         )
 
     def _check(self, sample: object, allow_non_finite: bool, where: str) -> dict[str, Array]:
