@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -59,8 +59,7 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
         )
     session = run.session
     cases = _cases(session, tolerance)
-    if blocking := _not_allowed(session):
-        _placement_failure(session, blocking)
+    require_placement(session)
     verdict = _judge(run, cases)
     failed = verdict.failed
     reason = f"output {failed[0].name!r}: {failed[0].failures[0]}" if failed else ""
@@ -292,6 +291,24 @@ def _float_name(session: Session, source: Model | None) -> str | None:
     return source.path.name if source is session.float_model else f"{session.model.path.name} without its rounding"
 
 
+def references_of(run: Run) -> Iterator[tuple[dict[str, Array], dict[str, Array] | None]]:
+    """The QDQ model's and the float reference's outputs (None: there is none) for each sample of a run, as real values.
+
+    Raises:
+        TargetError: a reference could not be computed.
+    """
+    session, references, float_source = run.session, run.session.bench.references, _float_source(run.session)
+    for sample in run.samples:
+        q, f = references.run(session.executed, sample, LEVEL, passing=run.passing), None
+        if float_source is not None:
+            converted = _as_float(sample, session, float_source)
+            f = references.run(float_source, converted, LEVEL, passing=run.passing)
+        yield (
+            {spec.name: _real(q[spec.name], spec) for spec in session.outputs},
+            None if f is None else {spec.name: _real(f[spec.name], spec) for spec in session.outputs},
+        )
+
+
 def _as_float(sample: dict[str, Array], session: Session, source: Model) -> dict[str, Array]:
     """The sample as the float model takes it: integers of a quantised input become the real values they stand for."""
     wanted = {spec.name: spec.dtype for spec in source.inputs}
@@ -309,6 +326,17 @@ def _real(array: Array, spec: TensorSpec) -> Array:
     if spec.encoding is None or array.dtype.kind not in "iu":
         return array
     return spec.encoding.dequantize(array)
+
+
+def require_placement(session: Session) -> None:
+    """Refuse to judge what a backend computed where it did not compute all that it may be asked for.
+
+    Raises:
+        PlacementError: nodes ran on onnxruntime's CPU provider that ``allow_cpu`` of ``load`` doesn't name.
+    """
+    __tracebackhide__ = True
+    if blocking := _not_allowed(session):
+        _placement_failure(session, blocking)
 
 
 # --- placement --------------------------------------------------------------------------------------------------------

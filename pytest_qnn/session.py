@@ -15,6 +15,7 @@ from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.provisioning import Artifact
 from pytest_qnn.runners.loaded import Loaded
+from pytest_qnn.runners.ort import LoadedModel
 from pytest_qnn.runners.placement import Placement
 from pytest_qnn.runners.profile import Profile
 from pytest_qnn.runners.shared_tensors import Array
@@ -362,6 +363,16 @@ class Session:
         """
         found = self._loaded.profile(self._check(inputs, False, ""))
         return replace(found, not_a_device=self.plan.not_a_device)
+
+    def restart(self) -> None:
+        """Have the next use load the model anew: where the runtime is on this host, into a fresh process.
+
+        Other sessions in that process load again by themselves.
+        """
+        if isinstance(self._loaded, LoadedModel):
+            self._loaded.end_process()
+        else:
+            self._loaded.close()
 
     def close(self) -> None:
         """Free the model in the runtime process. A session that is used again loads again."""

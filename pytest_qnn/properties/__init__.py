@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from pytest_qnn.model.encoding import Encoding
     from pytest_qnn.properties.graph_strategies import qdq_models
     from pytest_qnn.properties.graphs import ModelPair, QdqModel, Step
+    from pytest_qnn.properties.invariants import (
+        INVARIANTS,
+        InvariantVerdict,
+        assert_argmax_stable,
+        assert_backend_matches,
+        assert_deterministic,
+        assert_finite,
+        assert_order_invariant,
+        assert_quantizer,
+        assert_saturates,
+    )
     from pytest_qnn.properties.patterns import (
         Pattern,
         blobs,
@@ -31,6 +42,15 @@ if TYPE_CHECKING:
         ties,
         uniform,
     )
+    from pytest_qnn.properties.relations import (
+        Relation,
+        assert_batch_invariant,
+        assert_equal_across_socs,
+        assert_layout_invariant,
+        assert_padding_invariant,
+        assert_related,
+    )
+    from pytest_qnn.properties.robust import RobustnessReport, assert_robust
     from pytest_qnn.properties.samples import Sample
     from pytest_qnn.properties.strategies import (
         ALL_KINDS,
@@ -47,6 +67,17 @@ _MODULES = {
     "model.encoding": ("Encoding",),
     "properties.graph_strategies": ("qdq_models",),
     "properties.graphs": ("ModelPair", "QdqModel", "Step"),
+    "properties.invariants": (
+        "INVARIANTS",
+        "InvariantVerdict",
+        "assert_argmax_stable",
+        "assert_backend_matches",
+        "assert_deterministic",
+        "assert_finite",
+        "assert_order_invariant",
+        "assert_quantizer",
+        "assert_saturates",
+    ),
     "properties.patterns": (
         "Pattern",
         "blobs",
@@ -66,6 +97,15 @@ _MODULES = {
         "ties",
         "uniform",
     ),
+    "properties.relations": (
+        "Relation",
+        "assert_batch_invariant",
+        "assert_equal_across_socs",
+        "assert_layout_invariant",
+        "assert_padding_invariant",
+        "assert_related",
+    ),
+    "properties.robust": ("RobustnessReport", "assert_robust"),
     "properties.samples": ("Sample",),
     "properties.strategies": (
         "ALL_KINDS",
@@ -82,13 +122,30 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ALL_KINDS",
+    "INVARIANTS",
     "IN_RANGE",
     "Encoding",
+    "InvariantVerdict",
     "ModelPair",
     "Pattern",
     "QdqModel",
+    "Relation",
+    "RobustnessReport",
     "Sample",
     "Step",
+    "assert_argmax_stable",
+    "assert_backend_matches",
+    "assert_batch_invariant",
+    "assert_deterministic",
+    "assert_equal_across_socs",
+    "assert_finite",
+    "assert_layout_invariant",
+    "assert_order_invariant",
+    "assert_padding_invariant",
+    "assert_quantizer",
+    "assert_related",
+    "assert_robust",
+    "assert_saturates",
     "backend_options",
     "batches_of",
     "blobs",

@@ -1,7 +1,7 @@
 """Small random graphs, described: a chain of steps whose operators HTP takes, with branches; quantised when it is saved.
 
 A description is a few tuples. A step that doesn't fit the tensor it meets (a pooling of 1 x 1, say) is left out, so that taking
-steps away always leaves a graph: that is how examples shrink.
+steps away always leaves a graph: that is how examples shrink. So is a first step that would not be quantised; without any step left, the graph is one Add.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class QdqModel:
 class _Growing:
     """A graph that grows; ``current`` is the tensor at its end."""
 
-    def __init__(self, shape: Shape, seed: int) -> None:
+    def __init__(self, shape: Shape, seed: int, per_channel: bool) -> None:
+        self.per_channel = per_channel
         self.shapes: dict[str, Shape] = {"x": shape}
         self.nodes: list[Any] = []
         self.constants: dict[str, npt.NDArray[Any]] = {}
@@ -170,15 +171,17 @@ class _Growing:
 
 
 def _grow(model: QdqModel) -> _Growing:
-    growing = _Growing(model.shape, model.seed)
+    growing = _Growing(model.shape, model.seed, model.per_channel or model.weight < 8)
     for step in model.steps:
         if step.operator not in OPERATORS:
             raise OptionError(unknown_name("operator", step.operator, OPERATORS))
+        if not growing.nodes and step.operator in MOVERS:
+            continue
         if OPERATORS[step.operator](growing, step):
             growing.taken.append(step)
     if not growing.nodes:  # a graph must have a node
-        growing.add("Relu", ["x"], model.shape)
-        growing.taken.append(Step("Relu"))
+        _binary("Add")(growing, Step("Add"))
+        growing.taken.append(Step("Add"))
     last = growing.current
     for node in growing.nodes:
         for names in (node.input, node.output):
@@ -197,10 +200,12 @@ def _is_image(g: _Growing) -> bool:
 
 
 def _conv(g: _Growing, step: Step, depthwise: bool = False) -> bool:
+    # no depthwise kernel of 1 x 1: with 4-bit weights and 16-bit activations QNN crashes while it compiles that (QAIRT 2.51)
     if not _is_image(g):
         return False
     _, channels, *sides = g.shape
-    kernel, stride, padded = 3 if step.choice % 2 else 1, 2 if step.choice % 4 >= 2 else 1, step.choice % 8 < 4
+    small, large = (3, 5) if depthwise else (1, 3)
+    kernel, stride, padded = large if step.choice % 2 else small, 2 if step.choice % 4 >= 2 else 1, step.choice % 8 < 4
     pad = kernel // 2 if padded else 0
     out = [(side + 2 * pad - kernel) // stride + 1 for side in sides]
     if min(out) < 1:
@@ -344,17 +349,20 @@ def _resize(g: _Growing, step: Step) -> bool:
 
 
 def _layer_norm(g: _Growing, step: Step) -> bool:
-    if g.shape[-1] < 4:
+    if g.shape[-1] < 4 or g.per_channel:  # QNN refuses its scale with one encoding for each element
         return False
     inputs = [g.current, g.weight(g.shape[-1], low=0.5), g.weight(g.shape[-1], fan_in=12)]
     g.add("LayerNormalization", inputs, g.shape, axis=-1)
     return True
 
 
+# onnxruntime quantises these only if what they read is quantised already: none can be the first
+MOVERS = frozenset({"Relu", "Clip", "MaxPool", "AveragePool", "Reshape", "Transpose", "Slice", "Resize"})
+
 OPERATORS: dict[str, _Adder] = {
+    "Add": _binary("Add"),
     "Relu": _unary("Relu"),
     "Conv": _conv,
-    "Add": _binary("Add"),
     "Mul": _binary("Mul"),
     "Sub": _binary("Sub"),
     "MatMul": _matmul,

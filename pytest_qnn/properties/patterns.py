@@ -327,7 +327,8 @@ def _denormal(p: Pattern, rng: np.random.Generator) -> Array:
 @_kind("sparse", amount="share")
 def _sparse(p: Pattern, rng: np.random.Generator) -> Array:
     share = 0.05 if p.amount is None else p.amount
-    return np.where(rng.random(p.shape) < share, _uniform(p, rng), np.clip(0.0, *bounds_of(p.within, p.shape)))
+    zero = np.clip(np.zeros(()), *bounds_of(p.within, p.shape))
+    return np.where(rng.random(p.shape) < share, _uniform(p, rng), zero)
 
 
 @_kind("gradient")
@@ -436,13 +437,13 @@ def _plane(shape: tuple[int, ...]) -> tuple[Array, Array]:
         return np.zeros(()), np.zeros(())
     rows, columns = _image_axes(shape)
     x = _along(np.linspace(0, 1, shape[columns]), columns, rank)
-    return x, _along(np.linspace(0, 1, shape[rows]), rows, rank) if rank > 1 else np.zeros(1)
+    return x, (_along(np.linspace(0, 1, shape[rows]), rows, rank) if rank > 1 else np.zeros(1))
 
 
 def _each_channel(shape: tuple[int, ...], rng: np.random.Generator, low: float, high: float) -> Array:
     """One random number for each plane."""
     rows, columns = (axis % len(shape) for axis in _image_axes(shape)) if shape else (0, 0)
-    return rng.uniform(low, high, [1 if axis in (rows, columns) else size for axis, size in enumerate(shape)])
+    return np.asarray(rng.uniform(low, high, [1 if i in (rows, columns) else n for i, n in enumerate(shape)]))
 
 
 def _time(shape: tuple[int, ...]) -> Array:
