@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
 import numpy as np
@@ -44,6 +44,7 @@ DEFAULT_INVARIANTS = ("matches_reference", "saturates", "finite", "deterministic
 SEARCHING = 0.7  # part of the budget after which a search that found something goes on to simplify it
 MOST_EXAMPLES = 10_000
 Samples = Sequence[Inputs]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,9 @@ class _Search:
         self.session, self.invariants, self.budget = session, invariants, budget
         self.limit = budget
         self.used = 0
+        self.searching = True
         self.known: dict[str, _Evaluation] = {}
+        self.known_alone: dict[tuple[str, str], bool] = {}
         self.failing: dict[str, _Failure] = {}
         self.judged = dict.fromkeys(invariants, 0)
         self.undecided = dict.fromkeys(invariants, 0)
@@ -261,24 +264,41 @@ class _Search:
         self.spend(len(samples))
         return replace(self.session.run_many(samples), passing=True)
 
-    def evaluate(self, drawn: Any) -> _Evaluation:
+    def evaluate(self, samples: Samples) -> _Evaluation:
         """What the invariants and the references say of a batch; of one that is known, what they said."""
-        samples = as_list(drawn)
-        key = " ".join(digest_of_arrays(dict(s) if isinstance(s, dict) else {"": np.asarray(s)}) for s in samples)
+        key = _key(samples)
         if key not in self.known:
-            try:
-                self.known[key] = self._evaluate(samples)
-            except Exception as error:
-                error.add_note(f"with the inputs {_shown(samples)}")
-                raise _Stopped(error) from error
+            self.known[key] = self._guarded(samples, lambda: self._evaluate(samples))
         return self.known[key]
+
+    def broken_by(self, name: str, samples: Samples) -> bool:
+        """Whether a batch breaks one invariant; nothing else is asked about it."""
+        key = _key(samples)
+        if key in self.known:
+            return bool(self.known[key].found[name].violations)
+        if (name, key) not in self.known_alone:
+            self.known_alone[name, key] = self._guarded(samples, lambda: self._judge_alone(name, samples))
+        return self.known_alone[name, key]
+
+    def _judge_alone(self, name: str, samples: Samples) -> bool:
+        run = self.run(samples)
+        self._note_worst(run, samples)
+        found = self.invariants[name](Trial(self.session, samples, run, self.run, self.spend, self.quantizers))
+        if found.violations:
+            self._fail(name, samples, found, run)
+        return bool(found.violations)
+
+    def _guarded(self, samples: Samples, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except Exception as error:
+            error.add_note(f"with the inputs {_shown(samples)}")
+            raise _Stopped(error) from error
 
     def _evaluate(self, samples: Samples) -> _Evaluation:
         run = self.run(samples)
         trial = Trial(self.session, samples, run, self.run, self.spend, self.quantizers)
-        worst = worst_case(run, samples)
-        if worst is not None and (self.worst is None or worst.ratio > self.worst.ratio):
-            self.worst = worst
+        worst = self._note_worst(run, samples)
         found = {}
         for name, check in self.invariants.items():
             one = found[name] = check(trial)
@@ -289,6 +309,12 @@ class _Search:
                 self._fail(name, samples, one, run)
         return _Evaluation(worst.ratio if worst else None, found)
 
+    def _note_worst(self, run: Run, samples: Samples) -> WorstCase | None:
+        worst = worst_case(run, samples)
+        if worst is not None and (self.worst is None or worst.ratio > self.worst.ratio):
+            self.worst = worst
+        return worst
+
     def _fail(self, name: str, samples: Samples, found: Found, run: Run) -> None:
         violation = max(found.violations, key=lambda v: v.steps if v.steps == v.steps else 0.0)
         size = (len(samples), *(_complexity(sample) for sample in samples))
@@ -296,32 +322,59 @@ class _Search:
             before = self.failing.get(name)
             seed, examples = (before.seed, before.examples) if before else (self._seed, self._examples)
             self.failing[name] = _Failure(size, tuple(samples), violation, run, seed, examples)
-        self.limit = max(min(self.limit, int(SEARCHING * self.budget)), self.used)
+        if self.searching:
+            self.limit = max(min(self.limit, int(SEARCHING * self.budget)), self.used)
 
     # --- Hypothesis ---------------------------------------------------------------------------------------------------
 
     def look_for_failures(self, strategy: st.SearchStrategy[Any], seed: int, batch: int) -> None:
         """Draw until the budget is spent, or nothing new comes."""
+
+        def look(drawn: Any) -> None:
+            self._steer(self.evaluate(as_list(drawn)))
+
         while self.used < self.limit:
             before, known = self.used, len(self.known)
             cost = max(self.used / len(self.known), 1) if self.known else batch + 2
             # half of the examples are steered: Hypothesis begins with that when half of them are done
             examples = min(max(int((self.limit - self.used) / cost), 12), MOST_EXAMPLES)
             self._seed, self._examples = seed + known, examples
-            spent = self._draw(strategy, self._seed, examples, [Phase.generate, Phase.target], lambda e: None)
+            spent = self._draw(strategy, self._seed, examples, [Phase.generate, Phase.target], look)
             if spent or self.used == before:
-                return
+                break
+        self.searching = False
 
     def simplify(self, strategy: st.SearchStrategy[Any], name: str) -> None:
-        """Draw what the search drew, up to what broke an invariant, and shrink that with what is left of the budget."""
+        """Draw what the search drew, up to what broke an invariant, and shrink that with what is left of the budget.
+
+        Where a sample alone breaks it, samples are tried one by one: those that shrinking left as they were cost nothing.
+        """
         self.limit = self.budget
         failure = self.failing[name]
+        try:
+            alone = len(failure.case) == 1 or any(self.broken_by(name, [sample]) for sample in _from_worst(failure))
+        except _BudgetSpent:
+            return
+        except _Stopped as stopped:
+            raise stopped.error from None
 
-        def check(evaluation: _Evaluation) -> None:
-            if evaluation.found[name].violations:
+        def check(drawn: Any) -> None:
+            samples = as_list(drawn)
+            known = self.known.get(_key(samples))
+            if known is not None:
+                self._steer(known)  # as the search did, or something else would be drawn
+                if not known.found[name].violations:
+                    return
+            parts: list[Samples] = [[sample] for sample in samples] if alone else [samples]
+            if any(self.broken_by(name, part) for part in parts):
                 raise _BrokenError
 
         self._draw(strategy, failure.seed, failure.examples, [Phase.generate, Phase.target, Phase.shrink], check)
+
+    @staticmethod
+    def _steer(evaluation: _Evaluation) -> None:
+        if evaluation.ratio is not None:
+            hypothesis.target(math.log10(evaluation.ratio + 1e-9), label="noise ratio")
 
     def _draw(
         self,
@@ -329,16 +382,9 @@ class _Search:
         seed: int,
         examples: int,
         phases: list[Phase],
-        check: Callable[[_Evaluation], None],
+        body: Callable[[Any], None],
     ) -> bool:
         """One run of Hypothesis; whether the budget ended it."""
-
-        def body(drawn: Any) -> None:
-            evaluation = self.evaluate(drawn)
-            if evaluation.ratio is not None:
-                hypothesis.target(math.log10(evaluation.ratio + 1e-9), label="noise ratio")
-            check(evaluation)
-
         settings = hypothesis.settings(
             max_examples=examples,
             phases=phases,
@@ -372,6 +418,16 @@ class _Search:
         return RobustnessReport(
             self.session.subject, self.used, self.budget, len(self.known), seed, tuple(outcomes), self.worst
         )
+
+
+def _key(samples: Samples) -> str:
+    return " ".join(digest_of_arrays(dict(s) if isinstance(s, Mapping) else {"": np.asarray(s)}) for s in samples)
+
+
+def _from_worst(failure: _Failure) -> list[Inputs]:
+    """The samples of a case, the one with the violation first."""
+    at = failure.violation.sample
+    return [failure.case[at], *failure.case[:at], *failure.case[at + 1 :]] if len(failure.case) > 1 else []
 
 
 def worst_case(run: Run, samples: Samples) -> WorstCase | None:

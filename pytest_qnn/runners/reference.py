@@ -119,6 +119,11 @@ class _Recent:
         self._limit, self._size = limit, 0
         self._kept: OrderedDict[str, dict[str, Array]] = OrderedDict()
 
+    def clear(self) -> None:
+        """Forget them."""
+        self._kept.clear()
+        self._size = 0
+
     def get(self, key: str, compute: Callable[[], dict[str, Array]]) -> dict[str, Array]:
         """The arrays for ``key``, computed if they aren't there; read-only."""
         if key in self._kept:
