@@ -5,7 +5,17 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("metrics", "isolation", "context_load", "plugin", "quantizing", "adb_transport", "net_run", "device_agent")
+NAMES = (
+    "metrics",
+    "isolation",
+    "context_load",
+    "plugin",
+    "quantizing",
+    "adb_transport",
+    "net_run",
+    "device_agent",
+    "properties",
+)
 
 for name in sys.argv[1:] or NAMES:
     print(f"== {name}")

@@ -9,7 +9,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from pytest_qnn.settings import Settings
 from pytest_qnn.targets import open_target
 from pytest_qnn.targets.target import Plan
 from pytest_qnn.verdict.latency import LatencyBudget
+from pytest_qnn.versions import installed_version
 
 if TYPE_CHECKING:
     from pytest_qnn.devices.attached import AttachedDevice
@@ -111,7 +111,7 @@ class Bench:
     @property
     def versions(self) -> dict[str, str]:
         """Versions that decide results."""
-        return {name: metadata.version(name) for name in ("onnxruntime", "onnx", "numpy")}
+        return {name: installed_version(name) for name in ("onnxruntime", "onnx", "numpy")}
 
     def backend(self, request: BackendRequest) -> Backend:
         """The backend that a test asked for.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_qnn.lint.findings import LintReport
+    from pytest_qnn.properties.invariants import InvariantVerdict
+    from pytest_qnn.properties.robust import RobustnessReport
     from pytest_qnn.runners.placement import Placement
     from pytest_qnn.verdict.judge import AccuracyVerdict
     from pytest_qnn.verdict.latency import LatencyVerdict
@@ -193,6 +195,18 @@ class PlacementError(VerdictError):
     """Nodes did not run on the backend that was asked for."""
 
     verdict: Placement | None
+
+
+class InvariantError(VerdictError):
+    """A property that a backend must have does not hold for some inputs."""
+
+    verdict: InvariantVerdict
+
+
+class RobustnessError(VerdictError):
+    """A search for inputs that break an invariant found some."""
+
+    verdict: RobustnessReport
 
 
 class LintError(VerdictError):

@@ -16,6 +16,7 @@ from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.provisioning import Artifact
 from pytest_qnn.runners.loaded import Loaded
+from pytest_qnn.runners.ort import LoadedModel
 from pytest_qnn.runners.placement import Placement
 from pytest_qnn.runners.profile import Profile
 from pytest_qnn.runners.shared_tensors import Array
@@ -41,8 +42,9 @@ class Run:
         results: outputs of each inference, in the same order. Read-only: copy them to change them.
         batch: whether ``outputs`` and ``inputs`` are lists.
         seconds: time of each inference inside the runtime; NaN where the runner can't tell.
-        synthetic: whether all inputs came from ``qnn_inputs``.
+        synthetic: whether all inputs were made up: by ``qnn_inputs`` or :mod:`pytest_qnn.properties`.
         round_trip_seconds: of each inference, from this host to the device and back; None where nothing was sent anywhere.
+        passing: whether an input was drawn at random, to be used once.
     """
 
     session: Session
@@ -52,6 +54,7 @@ class Run:
     seconds: tuple[float, ...]
     synthetic: bool = False
     round_trip_seconds: tuple[float | None, ...] = ()
+    passing: bool = False
 
     def __repr__(self) -> str:
         return f"<Run of {len(self.samples)} samples on {self.session!r}>"
@@ -281,6 +284,7 @@ class Session:
             for i, sample in enumerate(samples)
         ]
         synthetic = all(isinstance(sample, SeededSample) for sample in samples)
+        passing = any(isinstance(sample, SeededSample) and sample.passing for sample in samples)
         # copies: a caller who reuses its arrays must not change what the reference is fed with later
         checked = [{name: array.copy() for name, array in sample.items()} for sample in checked]
         inferences = self._loaded.run_many(checked)
@@ -301,6 +305,7 @@ class Session:
             tuple(inference.seconds for inference in inferences),
             synthetic,
             tuple(inference.round_trip_seconds for inference in inferences),
+            passing,
         )
 
     def check_samples(self, inputs: Inputs | Sequence[Inputs]) -> list[dict[str, Array]]:
@@ -384,6 +389,16 @@ class Session:
         """
         found = self._loaded.profile(self._check(inputs, False, ""))
         return replace(found, not_a_device=self.plan.not_a_device)
+
+    def restart(self) -> None:
+        """Have the next use load the model anew: where the runtime is on this host, into a fresh process.
+
+        Other sessions in that process load again by themselves.
+        """
+        if isinstance(self._loaded, LoadedModel):
+            self._loaded.end_process()
+        else:
+            self._loaded.close()
 
     def close(self) -> None:
         """Free the model in the runtime process. A session that is used again loads again."""

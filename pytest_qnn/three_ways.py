@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
 from pytest_qnn.runners.reference import CHECK_LEVEL, LEVEL
 from pytest_qnn.runners.shared_tensors import Array
-from pytest_qnn.session import Session
+from pytest_qnn.session import Run, Session
 from pytest_qnn.verdict.judge import OutputCase
 from pytest_qnn.verdict.metrics import Evidence
 from pytest_qnn.verdict.tolerance import Tolerance
@@ -34,16 +34,19 @@ class References:
     drawn: tuple[Mapping[str, Array], ...] = ()
 
 
-def references_of(session: Session, sample: Mapping[str, Array], drawn: int = 0) -> References:
+def references_of(session: Session, sample: Mapping[str, Array], drawn: int = 0, passing: bool = False) -> References:
     """The references of one sample of a run, with so many draws of the rounding envelope.
+
+    Args:
+        passing: whether the sample was drawn at random, to be used once (see ``ReferenceRunner.run``).
 
     Raises:
         ModelError: onnxruntime can't load a model.
         TargetError: the reference process died, hung or ran out of memory.
     """
-    check = session.bench.references.run(session.executed, sample, CHECK_LEVEL)
-    real = None if float_source(session) is None else float_outputs(session, sample)
-    return References(quantized_outputs(session, sample), check, real, _drawn(session, sample, drawn))
+    check = session.bench.references.run(session.executed, sample, CHECK_LEVEL, passing=passing)
+    real = None if float_source(session) is None else float_outputs(session, sample, passing)
+    return References(quantized_outputs(session, sample, passing), check, real, _drawn(session, sample, drawn))
 
 
 def _drawn(session: Session, sample: Mapping[str, Array], number: int) -> tuple[Mapping[str, Array], ...]:
@@ -57,16 +60,16 @@ def _drawn(session: Session, sample: Mapping[str, Array], number: int) -> tuple[
     return tuple(references.run(envelope, {**sample, DRAW: value}, LEVEL) for value in DRAWS[:number])
 
 
-def quantized_outputs(session: Session, sample: Mapping[str, Array]) -> dict[str, Array]:
+def quantized_outputs(session: Session, sample: Mapping[str, Array], passing: bool = False) -> dict[str, Array]:
     """What onnxruntime gives for the model that the backend runs.
 
     Raises:
         ModelError, TargetError: as for :func:`references_of`.
     """
-    return session.bench.references.run(session.executed, sample, LEVEL)
+    return session.bench.references.run(session.executed, sample, LEVEL, passing=passing)
 
 
-def float_outputs(session: Session, sample: Mapping[str, Array]) -> dict[str, Array]:
+def float_outputs(session: Session, sample: Mapping[str, Array], passing: bool = False) -> dict[str, Array]:
     """What onnxruntime gives for the model that is the float reference.
 
     Raises:
@@ -74,8 +77,24 @@ def float_outputs(session: Session, sample: Mapping[str, Array]) -> dict[str, Ar
     """
     source = float_source(session)
     if source is None:
-        return quantized_outputs(session, sample)
-    return session.bench.references.run(source, _as_float(sample, session, source), LEVEL)
+        return quantized_outputs(session, sample, passing)
+    return session.bench.references.run(source, _as_float(sample, session, source), LEVEL, passing=passing)
+
+
+def reference_values(run: Run) -> Iterator[tuple[dict[str, Array], dict[str, Array] | None]]:
+    """The QDQ model's and the float reference's outputs (None: there is none) for each sample of a run, as real values.
+
+    Raises:
+        ModelError, TargetError: as for :func:`references_of`.
+    """
+    session = run.session
+    for sample in run.samples:
+        q = quantized_outputs(session, sample, run.passing)
+        f = None if float_source(session) is None else float_outputs(session, sample, run.passing)
+        yield (
+            {spec.name: real_values(q[spec.name], spec) for spec in session.outputs},
+            None if f is None else {spec.name: real_values(f[spec.name], spec) for spec in session.outputs},
+        )
 
 
 def float_source(session: Session) -> Model | None:

@@ -383,7 +383,7 @@ def test_synthetic_inputs_are_marked_and_real_ones_are_not(pytester: pytest.Pyte
     )
     result = project(text, "--qnn-json=out.json")
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["~ on inputs of qnn_inputs, which can't show a wrong calibration"])
+    result.stdout.fnmatch_lines(["~ on made-up inputs, which can't show a wrong calibration"])
     assert [r["synthetic_inputs"] for r in report(pytester)["records"]] == [True, False]
 
 

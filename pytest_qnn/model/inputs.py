@@ -17,7 +17,13 @@ from pytest_qnn.settings import unknown_name
 
 
 class SeededSample(dict[str, npt.NDArray[Any]]):
-    """One set of inputs that :func:`seeded_inputs` made: it says nothing about real data, and records say so."""
+    """One set of inputs that was made up, not measured: it says nothing about real data, and records say so.
+
+    Attributes:
+        passing: whether it was drawn at random, to be used once: what is computed from it isn't worth a place on disk.
+    """
+
+    passing = False
 
 
 def seeded_inputs(
@@ -43,20 +49,40 @@ def seeded_inputs(
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"count must be a whole number of at least 1, got {count!r}")
-    if hasattr(model, "inputs"):
-        specs = model.inputs
-    elif isinstance(model, str | os.PathLike):
-        specs = read_model(model, dimensions).inputs
-    else:
-        raise InputError(f"expected a model file or a session, got {type(model).__name__}")
+    specs = input_specs(model, dimensions)
     rng = np.random.default_rng(seed)
     return [SeededSample({spec.name: _draw(spec, rng) for spec in specs}) for _ in range(count)]
 
 
-def _draw(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
+def input_specs(
+    model: str | os.PathLike[str] | Model | Any, dimensions: Mapping[str, int] | None = None
+) -> tuple[TensorSpec, ...]:
+    """The inputs of an ONNX file, a model or a session.
+
+    Raises:
+        InputError: it is none of them.
+        ModelError: the file can't be read.
+    """
+    if hasattr(model, "inputs"):
+        return tuple(model.inputs)
+    if isinstance(model, str | os.PathLike):
+        return read_model(model, dimensions).inputs
+    raise InputError(f"expected a model file or a session, got {type(model).__name__}")
+
+
+def check_bound(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of an input all of whose dimensions have sizes.
+
+    Raises:
+        InputError: one has none.
+    """
     if spec.unbound:
         raise InputError(f"input {spec.describe()} has dynamic dimensions: pass dimensions={{{spec.unbound[0]!r}: 1}}")
-    shape = tuple(int(size) for size in spec.shape)
+    return tuple(int(size) for size in spec.shape)
+
+
+def _draw(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
+    shape = check_bound(spec)
     if spec.dtype == "bool":
         return rng.integers(0, 2, shape).astype(np.bool_)
     if spec.dtype in ("float16", "float32", "float64"):

@@ -69,7 +69,7 @@ def accuracy_message(
         f"{reference['checked_against']}; float: {reference['float']}"
     )
     if record["synthetic_inputs"]:
-        lines.append("  note: the inputs came from qnn_inputs; real data may fare better or worse")
+        lines.append("  note: the inputs were made up; real data may fare better or worse")
     lines += [f"  note: {note}" for note in session.notes]
     return "\n".join([*lines, *_again(record), *bundle_lines])
 

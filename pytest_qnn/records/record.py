@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_qnn.records.folding import keep_record
+
 if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
     from pytest_qnn.session import Session
@@ -46,10 +48,10 @@ def plain(value: Any) -> Any:
 def make_record(
     bench: Bench, session: Session, kind: str, verdict: str, blame: str, reason: str, **more: Any
 ) -> Record:
-    """A record of the running test.
+    """A record of the running test. Within a property-based test the list of records may keep another in its place.
 
     Args:
-        kind: "accuracy", "layers", "placement", "latency" or "task metric".
+        kind: "accuracy", "layers", "placement", "latency", "task metric" or "robustness".
         verdict: "pass", "fail", "undecided" or "not judged".
         blame: whose fault a failure is; "none" for none.
         reason: one line.
@@ -71,7 +73,7 @@ def make_record(
         **more,
     }
     result: Record = plain(record)
-    test.records.append(result)
+    keep_record(test.records, result)
     return result
 
 

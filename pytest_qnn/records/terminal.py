@@ -90,7 +90,7 @@ def summary_notes(collector: Collector) -> list[str]:
     replayed = {d["serial"]: text for r in records if (d := r["provenance"]["device"]) and (text := d.get("replayed"))}
     notes += [f"* {serial} was not asked: this is a replay of a {text}" for serial, text in replayed.items()]
     if any(r.get("synthetic_inputs") for r in records):
-        notes.append("~ on inputs of qnn_inputs, which can't show a wrong calibration")
+        notes.append("~ on made-up inputs, which can't show a wrong calibration")
     notes += sorted({f"note: {note}" for r in records for note in r["provenance"]["notes"]})
     for record in records:
         if (conditions := record.get("conditions")) and record["verdict"] != "not judged":
@@ -140,6 +140,8 @@ def _row(record: Record) -> dict[str, str]:
     p: dict[str, Any] = record["provenance"]
     worst = worst_output(record)
     metrics = worst["metrics"] if worst else {}
+    if found := record.get("worst"):  # of a search
+        worst, metrics = {"name": found["output"]}, found
     latency = record.get("latency")
     file, _, test = record["test"].partition("::")
     return {

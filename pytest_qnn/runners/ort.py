@@ -233,6 +233,12 @@ class LoadedModel:
         """Seconds from an arbitrary start."""
         return time.monotonic()
 
+    def end_process(self) -> None:
+        """End the process that hosts it; whatever is used again loads again, into a fresh one."""
+        if self._process is not None:
+            self._process.kill()
+        self._process = None
+
     def close(self) -> None:
         """Free it in the runtime process; it loads again if it is used again."""
         if self._process is not None and self._process.alive:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from pytest_qnn.errors import OptionError
 from pytest_qnn.settings import unknown_name
@@ -28,6 +29,25 @@ PERFORMANCE_MODES = (
 GPU_PRECISIONS = ("fp16", "fp32", "hybrid")
 
 
+class Values(Protocol):
+    """The values that an option can have.
+
+    Attributes:
+        examples: some of them, as the execution provider wants them: all, where there are few.
+    """
+
+    @property
+    def examples(self) -> tuple[str, ...]: ...
+
+    def __call__(self, value: object) -> str:
+        """``value`` as the execution provider wants it.
+
+        Raises:
+            OptionError: the option can't have it.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a backend: how its value is checked, and what it becomes.
@@ -41,7 +61,7 @@ class Option:
         elsewhere: for an option without ``extension``, what decides it where the SDK's tools compile and run.
     """
 
-    parse: Callable[[object], str]
+    parse: Values
     help: str
     compiles: bool = True
     provider: bool = True
@@ -58,42 +78,64 @@ class Alias:
     translate: Callable[[object], object] = lambda value: value
 
 
-def _one_of(*known: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if value not in known:
-            raise OptionError(unknown_name("value", value, known))
+@dataclass(frozen=True)
+class _OneOf:
+    """One of a few words."""
+
+    examples: tuple[str, ...]
+
+    def __call__(self, value: object) -> str:
+        if value not in self.examples:
+            raise OptionError(unknown_name("value", value, self.examples))
         return str(value)
 
-    return parse
 
+@dataclass(frozen=True)
+class _Integer:
+    """A whole number."""
 
-def _integer(low: int, high: int) -> Callable[[object], str]:
-    def parse(value: object) -> str:
+    low: int
+    high: int
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        few = (self.low, self.low + 1, self.low + 2, self.low + 3, (self.low + self.high) // 2, self.high)
+        return tuple(str(value) for value in dict.fromkeys(few) if value <= self.high)
+
+    def __call__(self, value: object) -> str:
         text = str(value).strip()
         digits = text.removeprefix("-")
         written = digits.isascii() and digits.isdigit() and len(digits) < 19  # int() refuses thousands of digits
-        if isinstance(value, bool) or not written or not low <= int(text) <= high:
-            raise OptionError(f"expected a whole number from {low} to {high}, got {value!r}")
+        if isinstance(value, bool) or not written or not self.low <= int(text) <= self.high:
+            raise OptionError(f"expected a whole number from {self.low} to {self.high}, got {value!r}")
         return str(int(text))
 
-    return parse
+
+class _Switch:
+    """0 or 1."""
+
+    examples: tuple[str, ...] = ("0", "1")
+
+    def __call__(self, value: object) -> str:
+        if value in (True, "1", 1):
+            return "1"
+        if value in (False, "0", 0):
+            return "0"
+        raise OptionError(f"expected 0 or 1, got {value!r}")
 
 
-def _switch(value: object) -> str:
-    if value in (True, "1", 1):
+class _OnlyOn:
+    """1, and nothing else."""
+
+    examples: tuple[str, ...] = ("1",)
+
+    def __call__(self, value: object) -> str:
+        if value not in (True, "1", 1):
+            raise OptionError(
+                f"expected 1, got {value!r}: the HTP computes a float model in float16 whatever this option says, so "
+                "asking for anything else can't be honoured"
+            )
         return "1"
-    if value in (False, "0", 0):
-        return "0"
-    raise OptionError(f"expected 0 or 1, got {value!r}")
-
-
-def _only_on(value: object) -> str:
-    if value not in (True, "1", 1):
-        raise OptionError(
-            f"expected 1, got {value!r}: the HTP computes a float model in float16 whatever this option says, so "
-            "asking for anything else can't be honoured"
-        )
-    return "1"
 
 
 def _htp_precision(value: object) -> object:
@@ -108,14 +150,14 @@ def _htp_precision(value: object) -> object:
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "htp": {
         "htp_performance_mode": Option(
-            _one_of(*PERFORMANCE_MODES),
+            _OneOf(PERFORMANCE_MODES),
             "clock and power vote while running",
             compiles=False,
             run="qnn.htp_perf_mode",
             extension="devices.cores.perf_profile",
         ),
         "htp_performance_mode_post_run": Option(
-            _one_of(*PERFORMANCE_MODES),
+            _OneOf(PERFORMANCE_MODES),
             "clock and power vote between runs",
             compiles=False,
             provider=False,
@@ -123,39 +165,39 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
             elsewhere="qnn-net-run withdraws its vote by itself when it ends",
         ),
         "rpc_control_latency": Option(
-            _integer(0, 1_000_000),
+            _Integer(0, 1_000_000),
             "latency of the call to the DSP, in microseconds",
             compiles=False,
             run="qnn.rpc_control_latency",
             extension="devices.cores.rpc_control_latency",
         ),
         "vtcm_mb": Option(
-            _integer(0, 64),
+            _Integer(0, 64),
             "tightly coupled memory to use, in MiB; 0: the runtime's default",
             extension="graphs.vtcm_mb",
         ),
         "hvx_threads": Option(
-            _integer(1, 64), "vector threads that the graph may use", provider=False, extension="graphs.hvx_threads"
+            _Integer(1, 64), "vector threads that the graph may use", provider=False, extension="graphs.hvx_threads"
         ),
-        "device_id": Option(_integer(0, 63), "which of several HTP devices", extension="devices.device_id"),
+        "device_id": Option(_Integer(0, 63), "which of several HTP devices", extension="devices.device_id"),
         "qnn_context_priority": Option(
-            _one_of("low", "normal", "normal_high", "high"),
+            _OneOf(("low", "normal", "normal_high", "high")),
             "priority among contexts",
             extension="context_configs.context_priority",
         ),
         "htp_graph_finalization_optimization_mode": Option(
-            _integer(0, 3), "effort of the graph compiler", extension="graphs.O"
+            _Integer(0, 3), "effort of the graph compiler", extension="graphs.O"
         ),
         "enable_htp_fp16_precision": Option(
-            _only_on, "compute a float model in float16", extension="graphs.fp16_relaxed_precision"
+            _OnlyOn(), "compute a float model in float16", extension="graphs.fp16_relaxed_precision"
         ),
         "offload_graph_io_quantization": Option(
-            _switch,
+            _Switch(),
             "1: graph-edge Quantize/Dequantize run on the host's CPU",
             elsewhere="there the converter and qnn-net-run's native or float files decide it",
         ),
         "enable_htp_spill_fill_buffer": Option(
-            _switch,
+            _Switch(),
             "share the spill/fill buffer between contexts",
             elsewhere="the tools want the buffer's size (context.max_spill_fill_buffer_for_group), which nobody knows before "
             "the contexts are made",
@@ -164,7 +206,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "cpu": {},
     "gpu": {
         "precision_mode": Option(
-            _one_of(*GPU_PRECISIONS),
+            _OneOf(GPU_PRECISIONS),
             "what tensors are kept and computed in",
             provider=False,
             extension="precision_mode",

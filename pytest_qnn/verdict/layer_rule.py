@@ -25,7 +25,7 @@ class LayerConstants:
 
     rms: float = 1.5  # healthy maximum 0.99 where a layer has 100 elements or more
     bias: float = 0.8  # healthy maximum 0.34, likewise
-    gain: float = 0.006  # healthy maximum 0.0038, likewise
+    gain: float = 0.01  # healthy maximum 0.009, likewise
     gain_worth: float = 0.12  # what the gain must move elements by, rms
     sigmas: float = 6.0  # standard errors granted to the gain
     gain_count: float = 30.0  # elements that must carry the signal

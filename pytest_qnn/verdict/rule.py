@@ -227,10 +227,12 @@ def _tail(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
 
 def _spikes(evidence: Evidence, x: _Scales, c: Constants) -> str | None:
     s = evidence.sums
+    if not x.step or s.n < c.spikes_count:
+        return None
     kurtosis_e = s.n * s.e4 / (s.e2 + s.n * x.grain**2 + TINY) ** 2
     kurtosis_g = s.n * s.g4 / (x.noise + s.n * x.grain**2 + TINY) ** 2
     spikes = kurtosis_e / max(kurtosis_g, 3.0)
-    if not x.step or s.n < c.spikes_count or spikes <= c.spikes:
+    if spikes <= c.spikes:
         return None
     return (
         f"spikes: a few elements stand out: the kurtosis of y-q is {spikes:.3g} times that of q-f (limit {c.spikes:g})"

@@ -11,6 +11,7 @@ from onnx import helper
 
 from pytest_qnn.encodings.encoding_set import EncodingSet, Precision, TensorEncoding
 from pytest_qnn.model.encoding import INTEGER_BITS, Encoding
+from pytest_qnn.properties import encodings as drawn_encodings
 from tests import small_models
 
 SMALL = sorted(INTEGER_BITS.keys() - {"int32"})
@@ -21,19 +22,12 @@ def scales() -> st.SearchStrategy[float]:
     return st.floats(1e-30, 1e30, width=64)
 
 
-@st.composite
-def encodings(draw: st.DrawFn, count: int = 1, axis: int | None = None, plain: bool = False) -> Encoding:
+def encodings(count: int = 1, axis: int | None = None, plain: bool = False) -> st.SearchStrategy[Encoding]:
     """An encoding with ``count`` scales; a ``plain`` one is signed only if it is symmetric, as AIMET's early formats have it."""
-    dtype = draw(st.sampled_from(SMALL))
-    bits = INTEGER_BITS[dtype]
-    low, high = (0, 2**bits - 1) if dtype[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    zeros = st.just(0) if plain and dtype[0] != "u" else st.integers(low, high)
-    return Encoding(
-        tuple(draw(st.lists(scales(), min_size=count, max_size=count))),
-        tuple(draw(st.lists(zeros, min_size=count, max_size=count))),
-        dtype,
-        axis,
-    )
+    if not plain:
+        return drawn_encodings(channels=count, axis=axis, scales=scales())
+    unsigned = drawn_encodings(signed=False, channels=count, axis=axis, scales=scales())
+    return unsigned | drawn_encodings(signed=True, symmetric=True, channels=count, axis=axis, scales=scales())
 
 
 # what the model below has: name -> (is it a parameter, channels, axis of the output channels)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pytest_qnn.verdict.metrics import Evidence
+from pytest_qnn.verdict.rule import apply_rule
 from tests.verdict.samples import Outputs, failed_tests, float_outputs, quantized_outputs
 
 TRIPLES = sorted((Path(__file__).parent / "data").glob("*.npz"))
@@ -190,3 +192,9 @@ def test_sparse_outputs_too_large_to_keep_whole_arent_called_exchanged():
     mask = np.arange(700) == 350
     f, q, r, y = (np.where(mask, a, a * np.float32(1e-3)) for a in (healthy.f, healthy.q, healthy.r, healthy.y))
     assert replace(healthy, f=f, q=q, r=r, y=y).judge().failures == ()
+
+
+def test_an_output_of_zeros_without_an_encoding_is_judged_like_any_other() -> None:
+    evidence = Evidence(step=None, has_float=False, has_check=False)
+    evidence.add(np.zeros(256, np.float32), np.zeros(256, np.float32))
+    assert apply_rule(evidence, precision="float16").failures == ()
