@@ -156,16 +156,21 @@ def _narrow(site: Site) -> bool:
 
 def _quantize_twice(site: Site, quantizer: Proto, scale: npt.NDArray[Any], zero: npt.NDArray[Any]) -> None:
     name = f"{quantizer.output[0]}__narrow"
-    site.graph.initializer.extend(
-        [numpy_helper.from_array(scale, f"{name}_scale"), numpy_helper.from_array(zero, f"{name}_zero")]
-    )
     parameters = [f"{name}_scale", f"{name}_zero"]
-    place = next(i for i, n in enumerate(site.graph.node) if n is quantizer or n.output[0] == quantizer.output[0])
+    site.graph.initializer.extend(
+        numpy_helper.from_array(value, key) for value, key in zip((scale, zero), parameters, strict=True)
+    )
     made = [
         helper.make_node("QuantizeLinear", [quantizer.input[0], *parameters], [f"{name}_q"], name=f"{name}_q"),
         helper.make_node("DequantizeLinear", [f"{name}_q", *parameters], [f"{name}_d"], name=f"{name}_d"),
     ]
-    quantizer.input[0] = f"{name}_d"
+    _insert(site, quantizer, made, f"{name}_d")
+
+
+def _insert(site: Site, quantizer: Proto, made: list[Proto], result: str) -> None:
+    """Put nodes before a QuantizeLinear, which reads their result then."""
+    place = next(i for i, n in enumerate(site.graph.node) if n.output[0] == quantizer.output[0])
+    quantizer.input[0] = result
     nodes = [*site.graph.node[:place], *made, *site.graph.node[place:]]
     copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
     del site.graph.node[:]
@@ -173,28 +178,21 @@ def _quantize_twice(site: Site, quantizer: Proto, scale: npt.NDArray[Any], zero:
 
 
 def _overflow(site: Site) -> bool:
-    """A value that float16 can't hold: everything above 65,504 over 1,000 times the output's step is cut off there, as an operator
-    computed in an unscaled float16 does."""
+    """What is beyond 60% of the range stays there, as where an operator computes in a float16 that can't hold it."""
     quantizer = site.quantizer()
-    encoding = site.layer.encoding
-    limit = 0.6 * max(abs(encoding.range[0]), abs(encoding.range[1]))
+    scale, zero = site.constant(quantizer.input[1]), site.constant(quantizer.input[2])
+    top = int(zero) + round(0.6 * (int(np.iinfo(zero.dtype).max) - int(zero)))
     name = f"{quantizer.output[0]}__overflow"
-    site.graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(-limit, np.float32), f"{name}_low"),
-            numpy_helper.from_array(np.array(limit, np.float32), f"{name}_high"),
-        ]
-    )
-    place = next(i for i, n in enumerate(site.graph.node) if n.output[0] == quantizer.output[0])
-    clip = helper.make_node("Clip", [quantizer.input[0], f"{name}_low", f"{name}_high"], [f"{name}_d"], name=name)
-    quantizer.input[0] = f"{name}_d"
-    copies = [
-        onnx.NodeProto.FromString(n.SerializeToString())
-        for n in (*site.graph.node[:place], clip, *site.graph.node[place:])
+    parameters = [quantizer.input[1], quantizer.input[2]]
+    site.graph.initializer.append(numpy_helper.from_array(np.asarray(top, zero.dtype), f"{name}_limit"))
+    made = [
+        helper.make_node("QuantizeLinear", [quantizer.input[0], *parameters], [f"{name}_q"], name=f"{name}_q"),
+        helper.make_node("DequantizeLinear", [f"{name}_q", *parameters], [f"{name}_d"], name=f"{name}_d"),
+        helper.make_node("DequantizeLinear", [f"{name}_limit", *parameters], [f"{name}_top"], name=f"{name}_top"),
+        helper.make_node("Min", [f"{name}_d", f"{name}_top"], [f"{name}_m"], name=f"{name}_m"),
     ]
-    del site.graph.node[:]
-    site.graph.node.extend(copies)
-    return True
+    _insert(site, quantizer, made, f"{name}_m")
+    return scale.size == 1
 
 
 DEFECTS: dict[str, Change] = {

@@ -210,6 +210,6 @@ def test_given(net, qnn_inputs):
 """
     )
     result.assert_outcomes(passed=2)
-    assert len(list((pytester.path / "cache").rglob("*.npz"))) == 2 * 3, (
-        "of qnn_inputs alone: float, QDQ, and its check"
+    assert len(list((pytester.path / "cache").rglob("*.npz"))) == 2 * 3 + 4, (
+        "of qnn_inputs alone: float, QDQ, its check, and four draws of the rounding envelope"
     )
