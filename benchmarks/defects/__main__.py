@@ -33,12 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--inputs", type=int, default=32, help="inputs of each run (default: %(default)s)")
     parser.add_argument("--socs", default=",".join(SOCS), help="SoCs (default: %(default)s)")
     parser.add_argument("--nets", default="", help="only these, separated by commas")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), help="precisions (default: %(default)s)")
     parser.add_argument("--node-tests", type=Path, help="wheel of onnx 1.19.1: run its backend node tests, too")
     parser.add_argument("--no-model-defects", action="store_true", help="leave out defects in models")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     chosen = parser.parse_args(arguments)
     socs = chosen.socs.split(",")
     nets = [net for net in NETS if not chosen.nets or net.name in chosen.nets.split(",")]
+    precisions = [p for p in PRECISIONS if p in chosen.precisions.split(",")]
+    if not precisions:
+        parser.error(f"--precisions: unknown; there are {', '.join(PRECISIONS)}")
     if not nets:
         parser.error(f"--nets: unknown; there are {', '.join(net.name for net in NETS)}")
     if chosen.inputs < 2:
@@ -54,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs = Runs(bench, chosen.folder, chosen.inputs)
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             work = [
-                (net, p, soc, seed) for net in nets for p in PRECISIONS for soc in socs for seed in _seeds(soc, socs)
+                (net, p, soc, seed) for net in nets for p in precisions for soc in socs for seed in _seeds(soc, socs)
             ]
             bar = progress.add_task("healthy runs and broken outputs", total=len(work))
             for net, precision, soc, seed in work:
@@ -62,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
                 judge_outputs(runs.outcomes(runs.pair(net, precision), soc, seed), healthy[group], defects[group])
                 progress.advance(bar)
             if not chosen.no_model_defects:
-                pairs = [runs.pair(net, precision) for net in nets for precision in PRECISIONS]
+                pairs = [runs.pair(net, precision) for net in nets for precision in precisions]
                 bar = progress.add_task("broken models", total=len(pairs) * len(model_defects.DEFECTS))
                 few = Runs(bench, chosen.folder, min(8, chosen.inputs))
                 for pair in pairs:

@@ -74,7 +74,7 @@ def psnr(least: float) -> Rule:
     def accepts(o: Outcome, y: Array) -> bool:
         a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (o.f, y))
         rms = np.sqrt(np.square(a - b).mean(1))
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             return bool((20 * np.log10(np.abs(a).max(1) / rms) >= least).all())
 
     return accepts
