@@ -71,7 +71,7 @@ def test_every_test_is_accounted_for_and_none_is_wrong(
             device=(f"adb://{device.address}@{server.address.address}",),
             device_runtime=make_device_runtime(tmp_path / "runtime"),
             cache_dir=tmp_path / "cache",
-            recover_timeout=5.0,
+            recover_timeout=4.0,
             run_timeout=2.0,
             load_timeout=20.0,
         )
@@ -244,7 +244,7 @@ def in_mid(fault: str) -> Misfortune:
     def strike(chance: random.Random, device: LoopbackDevice, server: OneServer) -> Undo:
         forget(device)
         only = chance.choice(("", "agent.py")) if fault.startswith("shell_") and device.flavor == "linux" else ""
-        device.faults(**{fault: chance.choice((0, 20, 3000))}, only=only, times=1)
+        device.faults(**{fault: chance.choice((0, 20, 1000))}, only=only, times=1)
         return lambda: None
 
     return strike
