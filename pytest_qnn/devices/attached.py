@@ -195,9 +195,8 @@ class AttachedDevice:
     def close(self) -> None:
         """Remove the workspace and let go of the device, as far as it answers."""
         try:
-            if not self._gone:
-                with suppress(TargetError):
-                    close_all(self._workspaces)
+            with suppress(TargetError):
+                close_all(self._workspaces, answers=not self._gone)
         finally:
             self._workspace, self._workspaces = None, []
             with suppress(TargetError):

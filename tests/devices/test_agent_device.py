@@ -202,6 +202,7 @@ def test_any_names_compute_the_same_and_touch_nothing(
         {w_name: np.arange(16, dtype=np.float32).reshape(2, 8)},
     )
     before = set(os.listdir(".")), set(folder.parent.iterdir())
+    on_device = set(board.device.root.rglob("*"))
     there = board.load_on_cpu(model)
     x = np.ones((2, 8), np.float32)
     (ran,) = there.run_many([{x_name: x}])
@@ -210,8 +211,9 @@ def test_any_names_compute_the_same_and_touch_nothing(
     assert np.array_equal(ran.outputs[y_name], x + np.arange(16).reshape(2, 8))
     assert (set(os.listdir(".")), set(folder.parent.iterdir())) == before
     assert os.listdir(folder) == [model.name]
-    strange = [path for path in board.device.root.rglob("*") if path.name in (*tensors, file, "pwned")]
-    assert [path for path in strange if "models" not in path.parts] == []  # where the agent's own copies lie
+    new = set(board.device.root.rglob("*")) - on_device
+    strange = {path for path in new if path.name in (*tensors, file, "pwned")}
+    assert {path for path in strange if "models" not in path.parts} == set()  # where the agent's own copies lie
 
 
 def test_every_type_travels_and_comes_back(board: Board, tmp_path: Path) -> None:

@@ -113,8 +113,10 @@ def test_every_test_is_accounted_for_and_none_is_wrong(
         assert ends["passed"] + ends["retried"] >= TESTS // 3, ends
         assert fell.keys() == MISFORTUNES.keys()
         assert struck.keys() >= {fault for fault in IN_MID if flavor == "android" or not fault.startswith("pull_")}
+        bench.close()
+        bench = Bench(settings)  # the next session, which finds what the others could not remove
         bench.enter(CurrentTest("test_soak.py::test_healthy_again"))
-        assert session is not None
+        session = bench.backend(BackendRequest("htp")).load(models / "conv.qdq.onnx", float_model=models / "conv.onnx")
         np.testing.assert_array_equal(session.run(samples).results[0]["y"], expected[0])
         bench.close()
         assert folders(device, "pytest-qnn/work/*") == []
