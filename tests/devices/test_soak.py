@@ -33,6 +33,7 @@ from pytest_qnn.runners.net_run import invocation
 from pytest_qnn.settings import Settings
 from pytest_qnn.testing import LoopbackDevice
 from pytest_qnn.testing.device_runtime import make_device_runtime
+from tests.devices.test_agent_device import wait_for
 
 TESTS = max(26, int(os.environ.get("QNN_SOAK", "0")))
 PATIENCE = (
@@ -120,7 +121,7 @@ def test_every_test_is_accounted_for_and_none_is_wrong(
         np.testing.assert_array_equal(session.run(samples).results[0]["y"], expected[0])
         bench.close()
         assert folders(device, "pytest-qnn/work/*") == []
-        assert device.processes() == 0
+        assert wait_for(lambda: device.processes() == 0), "a program of ours outlives its connection"
         assert processes() - before - server.processes() == set()
         assert not list((tmp_path / "state").rglob("*.json")), "a lease's note"
         assert [f.name for f in (tmp_path / "folders").iterdir() if not f.name.startswith("qnn-adb-")] == []
