@@ -235,7 +235,7 @@ def find_server(setting: str | None = None) -> AdbServer:
 
 # Holds the server as its child until its own standard input ends, which it does when we close it or die, whatever of;
 # then it removes the log and its folder, which nobody else does after kill -9.
-_WATCHDOG = 'trap "" INT HUP; "$@" </dev/null >"$LOG" 2>&1 & echo $!; cat >/dev/null; kill -9 $!; wait; rm -f -- "$LOG"; rmdir -- "${LOG%/*}" 2>/dev/null'
+_WATCHDOG = 'trap "" INT HUP; "$@" </dev/null >"$LOG" 2>&1 & echo $!; cat >/dev/null; kill -9 $! 2>/dev/null; wait; rm -f -- "$LOG"; rmdir -- "${LOG%/*}" 2>/dev/null'
 
 
 @contextmanager

@@ -169,9 +169,11 @@ class AttachedDevice:
             facts = probe(self.transport, known.folder, self._python)
         except (DeviceLostError, DeviceTimeoutError, AdbServerError) as error:
             self._gone = str(error)
+            why = _first_line(error)
+            if "did not come back" not in why:
+                why = f"the device did not come back within {seconds:g} s ({why})"
             raise DeviceLostError(
-                f"{self.transport.address}: the device did not come back within {seconds:g} s ({_first_line(error)}): look "
-                f"after it, then see: pytest-qnn device {self.transport.serial} diagnose"
+                f"{self.transport.address}: {why}: look after it, then see: pytest-qnn device {self.transport.serial} diagnose"
             ) from error
         if (facts.soc, facts.model) != (known.soc, known.model):
             self._gone = "another device answers"
@@ -193,9 +195,8 @@ class AttachedDevice:
     def close(self) -> None:
         """Remove the workspace and let go of the device, as far as it answers."""
         try:
-            if not self._gone:
-                with suppress(TargetError):
-                    close_all(self._workspaces)
+            with suppress(TargetError):
+                close_all(self._workspaces, answers=not self._gone)
         finally:
             self._workspace, self._workspaces = None, []
             with suppress(TargetError):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import re
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_qnn.devices.lease import NETWORK_SERIAL
 from pytest_qnn.errors import AdbServerError, DeviceError, DeviceLostError, DeviceRefusedError, DeviceTimeoutError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ SERVER_SECONDS = 10.0
 SETTLE_SECONDS = 3.0  # a device that was just connected may be offline for a moment
 MISSING = "missing"
 NO_SERVER = "no server"
+_AWAY = ("offline", "connecting")
 
-_NETWORK = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+):\d{1,5}")  # the serial of a device on the network
 _STATES: dict[str, tuple[type[DeviceError], str]] = {
     "offline": (
         DeviceLostError,
@@ -92,7 +92,7 @@ class DeviceEntry:
 def discover(settings: Settings, timeout: float = SERVER_SECONDS) -> list[DeviceEntry]:
     """The devices of the settings' ADB server; or, where the setting ``device`` names some, just those, in that order.
 
-    A named device on the network that its server doesn't know yet is connected. A named one that isn't there is an entry
+    A named device on the network that its server doesn't know yet, or to which it lost the connection, is connected. A named one that isn't there is an entry
     too, with state "missing".
 
     Args:
@@ -122,12 +122,12 @@ def _find(serial: str, server: AdbServer, listed: list[Listed] | DeviceError, ti
         return DeviceEntry(serial, server, NO_SERVER, trouble=f"{serial}: {listed}", error=type(listed))
     found = [entry for entry in listed if entry.serial == serial]
     reason = ""
-    if not found and _NETWORK.fullmatch(serial):
-        answer = _ask(lambda: _connect(serial, server, timeout))
-        if isinstance(answer, DeviceError):
+    if NETWORK_SERIAL.fullmatch(serial) and (not found or found[0].state in _AWAY):
+        answer = _ask(lambda: _connect(serial, server, min(timeout, SETTLE_SECONDS) if found else timeout))
+        if not isinstance(answer, DeviceError):
+            found = answer or found
+        elif not found:
             reason = str(answer)
-        else:
-            found = answer
     if found:
         return _entry(found[0], server, doubled=len(found) > 1)
     return _missing(serial, server, [entry.serial for entry in listed], reason)
@@ -137,7 +137,13 @@ def _connect(serial: str, server: AdbServer, timeout: float) -> list[Listed]:
     """Connect to a device on the network and wait until it isn't offline any more, for a moment."""
     failed: DeviceLostError | None = None
     try:
+        server.disconnect(serial, timeout)  # one that is offline stays so for seconds: it is "already connected"
         server.connect(serial, timeout)
+    except DeviceTimeoutError:  # the server waits for the device; a moment ago it answered itself
+        failed = DeviceLostError(
+            f"it doesn't answer: the ADB server at {server.address} got no connection within {timeout:g} s. Is the device on, "
+            "and its ADB listening there (adb tcpip 5555)?"
+        )
     except DeviceLostError as error:
         failed = error  # the state of one that refuses this host says more than that
     end = time.monotonic() + SETTLE_SECONDS

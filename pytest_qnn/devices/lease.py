@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from contextlib import suppress
@@ -24,6 +25,8 @@ from filelock import FileLock, Timeout
 from pytest_qnn.errors import DeviceBusyError, DeviceError
 
 _POLL_SECONDS = 0.1
+_HERE = ("127.0.0.1", "localhost", "[::1]", "::1")
+NETWORK_SERIAL = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+):\d{1,5}")  # the serial of a device on the network
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class DeviceLease:
 
     def __init__(self, serial: str, server: str, what: str = "pytest") -> None:
         self.serial, self.what = serial, what
-        key = hashlib.sha256(f"{serial}\n{server.rpartition('@')[2]}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{serial}\n{_where(serial, server)}".encode()).hexdigest()[:32]
         self._note = lease_folder() / f"{key}.json"
         self._lock = FileLock(lease_folder() / f"{key}.lock", thread_local=False)
 
@@ -139,6 +142,15 @@ class DeviceLease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _where(serial: str, server: str) -> str:
+    """What, with its serial, tells a device from all others: its server by one name of several; nothing if it is on the network
+    and the server here, for each server of this host reaches it."""
+    host, _, port = server.rpartition("@")[2].rpartition(":")
+    if host.lower() not in _HERE:
+        return f"{host}:{port}"
+    return "" if NETWORK_SERIAL.fullmatch(serial) else f"127.0.0.1:{port}"
 
 
 def process_start(pid: int) -> float:

@@ -28,6 +28,9 @@ LINKS_AT_ONCE = 40  # a command has at most 60,000 bytes, a path 1000
 FOREIGN_SECONDS = 6 * 3600.0  # without a heartbeat an owner on another host counts as dead
 DRAFT_MINUTES = 60  # unfinished files that nobody has written to for so long are nobody's
 
+# Workspaces that this process closed. If the device didn't take that they are still there, and their owner, this process, lives.
+_done_with: set[str] = set()
+
 _NAME = re.compile(r"[0-9a-f]{16}")
 _PART = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,99}")
 _OWNER = "owner.json"
@@ -170,12 +173,14 @@ class Workspace:
         close_all([self])
 
 
-def close_all(workspaces: Sequence[Workspace]) -> None:
-    """Remove workspaces of one device, with one command: a device that doesn't answer is waited for once."""
+def close_all(workspaces: Sequence[Workspace], *, answers: bool = True) -> None:
+    """Remove workspaces of one device, with one command: a device that doesn't answer is waited for once, and not at all if
+    that is known (``answers``)."""
     left = [workspace for workspace in workspaces if not workspace.closed]
     for workspace in left:
         workspace.closed = True
-    if left:
+        _done_with.add(workspace.path.rpartition("/")[2])
+    if left and answers:
         with suppress(DeviceError):
             left[0].transport.shell(["rm", "-rf", *(workspace.path for workspace in left)], timeout=CLOSE_SECONDS)
 
@@ -216,7 +221,7 @@ def sweep(transport: Transport, folder: str, *, all_owners: bool = False) -> Swe
         dead = decided(
             transport,
             "workspaces whose owners are dead",
-            lambda: [name for name, note in notes.items() if _is_dead(*note)],
+            lambda: [name for name, note in notes.items() if name in _done_with or _is_dead(*note)],
         )
     living = [name for name in notes if name not in dead]
     removed: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,6 +62,7 @@ class DeviceAgent:
     def __init__(self, device: AttachedDevice, key: str, faults: list[TargetError]) -> None:
         self.device, self.key, self._faults = device, key, faults
         self.lock = threading.RLock()
+        self._sent: deque[int] = deque()  # bytes of each request that wasn't answered yet
         self._generation = device.generation
         self._last_use = device.transport.clock()
         workspace = device.workspace
@@ -150,7 +151,8 @@ class DeviceAgent:
                 {"op": op, "id": ident, "limit_seconds": allowed, "limit_mib": memory_mib, **fields}, arrays
             )
             parts = [part if isinstance(part, memoryview) else bytes(part) for part in frame]
-            self._stream.write(*parts, timeout=SLACK_SECONDS + sum(map(len, parts)) / SLOWEST)
+            self._sent.append(sum(map(len, parts)))
+            self._stream.write(*parts, timeout=SLACK_SECONDS + self._sent[-1] / SLOWEST)
 
     def receive(
         self,
@@ -175,7 +177,8 @@ class DeviceAgent:
             DeviceLostError: it is gone.
             DeviceError: its answer makes no sense.
         """
-        first = [allowed + SLACK_SECONDS + 2 * WINDOW_BYTES / SLOWEST]
+        # requests on their way, and outputs of those before: both within the window, but for one that is larger alone
+        first = [allowed + SLACK_SECONDS + 2 * sum(self._sent) / SLOWEST]
 
         def read(count: int) -> bytes:
             return self._stream.read(count, timeout=first.pop() if first else SLACK_SECONDS + count / SLOWEST)
@@ -199,6 +202,7 @@ class DeviceAgent:
                 raise FrameError("its log is no list of lines")
             answer["log"] = [*told, *(_plain(line) for line in log)]
             self._last_use = self.device.transport.clock()
+            self._sent.popleft()
         return answer, arrays
 
     @contextmanager

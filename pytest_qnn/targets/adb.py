@@ -17,7 +17,15 @@ from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.devices.runtime_files import find_runtime
 from pytest_qnn.devices.soc import find_soc
 from pytest_qnn.devices.transport import Transport, part
-from pytest_qnn.errors import BackendUnavailableError, DeviceBusyError, DeviceError, TargetError
+from pytest_qnn.errors import (
+    AdbServerError,
+    BackendUnavailableError,
+    DeviceBusyError,
+    DeviceError,
+    DeviceLostError,
+    DeviceTimeoutError,
+    TargetError,
+)
 from pytest_qnn.recording import Recording, Replay
 from pytest_qnn.recording.recorder import RecordingTransport
 from pytest_qnn.settings import Settings
@@ -31,11 +39,12 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """A device that may be used, and how to open a line to it."""
+    """A device that may be used, and how to open a line to it; ``attached``: its server said that it can be used."""
 
     serial: str
     address: str
     open: Callable[[], Transport]
+    attached: bool = True
 
 
 class AdbTarget:
@@ -80,19 +89,31 @@ class AdbTarget:
         fitting: list[tuple[Transport, DeviceFacts, DeviceLease]] = []
         troubles: list[Exception] = []
         others: list[str] = []
-        for candidate in self._candidates():
-            if serial is not None and candidate.serial != serial:
-                others.append(candidate.serial)
-                continue
+        lost: list[tuple[Candidate, Exception]] = []
+
+        def look_at(candidate: Candidate, *, again: bool = False) -> None:
             try:
-                transport, facts = self._probe(candidate)
+                transport, facts = self._probe(candidate, again=again)
             except DeviceError as error:
+                if isinstance(error, DeviceLostError | DeviceTimeoutError | AdbServerError):
+                    lost.append((candidate, error))
                 troubles.append(error)
-                continue
+                return
             if _fits(facts, soc, serial):
                 fitting.append((transport, facts, DeviceLease(facts.serial, candidate.address)))
             else:
                 others.append(f"{candidate.serial} ({facts.soc.name if facts.soc else 'unknown SoC'})")
+
+        for candidate in self._candidates():
+            if serial is not None and candidate.serial != serial:
+                others.append(candidate.serial)
+            else:
+                look_at(candidate)
+        if not fitting and lost:
+            candidate, error = lost[0]
+            if candidate.attached and self._may_retry(f"looking at {candidate.serial}: {error}"):
+                troubles.clear()
+                look_at(candidate, again=True)
         if not fitting and troubles:
             raise troubles[0]
         if not fitting:
@@ -123,18 +144,23 @@ class AdbTarget:
                 Candidate(device.serial, f"{tape.about}, device {number}", partial(tape.transport, number))
                 for number, device in enumerate(tape.devices)
             ]
-        found = [Candidate(entry.serial, entry.address, entry.open) for entry in discover(self.settings)]
+        found = [
+            Candidate(entry.serial, entry.address, entry.open, not entry.trouble) for entry in discover(self.settings)
+        ]
         worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
         turn = int(worker) % len(found) if worker.isdigit() and found else 0
         return [*found[turn:], *found[:turn]]
 
-    def _probe(self, candidate: Candidate) -> tuple[Transport, DeviceFacts]:
+    def _probe(self, candidate: Candidate, *, again: bool = False) -> tuple[Transport, DeviceFacts]:
+        """A line to a device, and what was found out about it; ``again``: it was lost, and is waited for first."""
         if candidate.address not in self._known:
             transport = candidate.open()
             if isinstance(self.tape, Recording):
                 transport = self.tape.transport(transport)
             try:
                 with part(transport, f"probe of {candidate.serial}"):
+                    if again:
+                        transport.reconnect(self.settings.recover_timeout)
                     facts = probe(transport, self.settings.device_folder, self.settings.device_python)
                 if isinstance(transport, RecordingTransport):
                     transport.describe(facts.to_json(), facts.stand_in)

@@ -11,6 +11,7 @@ from pathlib import Path
 from pytest_qnn.devices.facts import probe
 from pytest_qnn.devices.transport import Transport
 from pytest_qnn.testing import LoopbackDevice
+from pytest_qnn.testing.loopback import python_environment
 
 _WORKING = ("data/local/tmp", "var/tmp", "tmp")  # emptied
 _GIVEN = ("system", "bin", "vendor", "sys", "run", "etc")  # restored
@@ -27,9 +28,12 @@ def as_before(device: LoopbackDevice) -> Iterator[LoopbackDevice]:
         yield device
     finally:
         device.faults()
+        # this host's folders that a board shows: to remove where one is mounted would take it away, for all later tests
+        shown = {Path(folder) for folder in python_environment.shown()}
         for name in _WORKING:
             for path in (root / name).glob("*"):
-                _remove(path)
+                if not any(folder.is_relative_to(Path("/", name, path.name)) for folder in shown):
+                    _remove(path)
         _restore(kept, root)
 
 

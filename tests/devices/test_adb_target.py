@@ -293,6 +293,18 @@ def test_a_device_that_reboots_is_got_back_once_and_that_is_recorded(
         session.run(samples)
 
 
+@pytest.mark.parametrize("fault", ["shell_drop", "shell_close"])
+def test_a_device_that_is_lost_while_it_is_looked_at_first_is_got_back_too(
+    fault: str, make_device: Callable[..., LoopbackDevice], open_bench: Callable[..., Bench]
+) -> None:
+    device = make_device("linux")
+    bench = open_bench(device)
+    device.faults(**{fault: 20}, times=1)
+    assert bench.backend(BackendRequest("htp")).soc == "SM8650"
+    assert len(bench.test.retries) == 1
+    assert device.address in bench.test.retries[0]
+
+
 def test_a_device_that_stays_away_ends_in_an_error_by_the_deadline(
     make_device: Callable[..., LoopbackDevice], open_bench: Callable[..., Bench], models: Path
 ) -> None:

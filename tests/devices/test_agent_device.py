@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import psutil
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from pytest_qnn import BackendUnavailableError, RuntimeCrashError, TargetMemoryError, TargetTimeoutError
 from pytest_qnn.adb.transport import AdbTransport
@@ -178,6 +180,40 @@ def test_names_may_be_anything(board: Board, tmp_path: Path) -> None:
     assert np.array_equal(ran.outputs["../y"], x + np.arange(1024).reshape(2, 512))
     assert there.info.placement == ((CPU, HOSTILE, "Add"),)
     assert not list(board.device.root.rglob("pwned"))
+
+
+NAMES = st.text(st.sampled_from("aZ0_.-'\"`$();&|<>*?[]{}!#%\\~=:,/é☃🙂\u202e \t\r\n"), min_size=1, max_size=20)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tensors=st.lists(NAMES, min_size=4, max_size=4, unique=True), file=NAMES)
+@example(tensors=["..", "../../y", "/etc/x", "-rf"], file="-")
+@example(tensors=["$(touch pwned)", "`touch pwned`", "';touch pwned;'", '";touch pwned;"'], file="$(touch pwned)")
+def test_any_names_compute_the_same_and_touch_nothing(
+    board: Board, tmp_path_factory: pytest.TempPathFactory, tensors: list[str], file: str
+) -> None:
+    x_name, w_name, y_name, node = tensors
+    folder = tmp_path_factory.mktemp("named")
+    model = small_models.save(
+        folder / f"{file.replace('/', '_')}.onnx",
+        [onnx.helper.make_node("Add", [x_name, w_name], [y_name], name=node)],
+        {x_name: [2, 8]},
+        {y_name: [2, 8]},
+        {w_name: np.arange(16, dtype=np.float32).reshape(2, 8)},
+    )
+    before = set(os.listdir(".")), set(folder.parent.iterdir())
+    on_device = set(board.device.root.rglob("*"))
+    there = board.load_on_cpu(model)
+    x = np.ones((2, 8), np.float32)
+    (ran,) = there.run_many([{x_name: x}])
+    there.close()
+    assert list(ran.outputs) == [y_name]
+    assert np.array_equal(ran.outputs[y_name], x + np.arange(16).reshape(2, 8))
+    assert (set(os.listdir(".")), set(folder.parent.iterdir())) == before
+    assert os.listdir(folder) == [model.name]
+    new = set(board.device.root.rglob("*")) - on_device
+    strange = {path for path in new if path.name in (*tensors, file, "pwned")}
+    assert {path for path in strange if "models" not in path.parts} == set()  # where the agent's own copies lie
 
 
 def test_every_type_travels_and_comes_back(board: Board, tmp_path: Path) -> None:

@@ -318,6 +318,31 @@ def test_a_device_on_the_network_is_connected(adb_server: AdbServer, android: Lo
     assert entry.trouble == ""
 
 
+def test_a_device_on_the_network_that_was_away_is_connected_again(
+    adb_server: AdbServer, android: LoopbackDevice
+) -> None:
+    android.faults(offline=True)
+    android.drop()
+    end = time.monotonic() + 20
+    while "offline" not in {entry.state for entry in find(adb_server) if entry.serial == android.address}:
+        assert time.monotonic() < end
+    android.faults()
+    (entry,) = find(adb_server, android.address)  # its server would have gone on waiting for an answer
+    assert (entry.state, entry.trouble) == ("device", "")
+
+
+def test_a_device_on_the_network_that_stays_away_is_to_blame_and_not_its_server(
+    adb_server: AdbServer, android: LoopbackDevice
+) -> None:
+    android.faults(mute=True)
+    android.disconnect(adb_server)
+    (entry,) = discover(Settings(adb_server=adb_server.address, device=(android.address,)), timeout=1)
+    android.faults()
+    assert entry.state in ("missing", "offline")
+    assert "Restart it" not in entry.trouble  # the server
+    assert "answer" in entry.trouble
+
+
 def test_a_missing_device_has_a_hint(adb_server: AdbServer, android: LoopbackDevice) -> None:
     (entry,) = find(adb_server, android.address.replace(":", "-"))
     assert entry.state == "missing"

@@ -320,6 +320,35 @@ def test_served_devices_can_be_used_and_end_with_the_command(
     until(lambda: list(tmp_path.iterdir()) == [], "files are left")
 
 
+def test_a_command_tidies_up_with_its_devices_after_ctrl_c(tmp_path: Path) -> None:
+    script = 'trap "sleep 0.5; echo tidied; exit 3" INT; echo ready; while :; do sleep 0.05; done'
+    command = [sys.executable, "-m", "pytest_qnn.testing.loopback", "--", "sh", "-c", script]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=-1, text=True, env=environment, start_new_session=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.stdout.read() == "tidied\n"
+        assert process.wait(30) == 3
+    until(lambda: list(tmp_path.iterdir()) == [], "files are left")
+
+
+def test_its_phones_can_run_models_without_an_option(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest_qnn.testing.loopback", "--flavor", "android", "--"]
+    look = [sys.executable, "-m", "pytest_qnn.cli", "devices", "--json"]
+    environment = {name: value for name, value in os.environ.items() if name != "QNN_SDK_ROOT"}
+    done = subprocess.run(command + look, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    (device,) = json.loads(done.stdout)["devices"]
+    assert device["runtime"].endswith("on the device")
+    assert device["facts"]["stand_in"]
+
+
+def test_a_command_that_is_not_there_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest_qnn.testing.loopback", "nosuchcommand"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (127, "loopback: nosuchcommand: No such file or directory\n")
+
+
 def test_a_server_that_says_no_is_an_error_with_its_words(tmp_path: Path) -> None:
     with start_server() as server, LoopbackDevice(tmp_path / "device") as device:
         device.unplug()

@@ -69,6 +69,29 @@ def test_two_of_one_process_keep_each_other_out() -> None:
     second.release()
 
 
+@pytest.mark.parametrize(
+    ("serial", "server", "same"),
+    [
+        ("phone", "localhost:5037", True),
+        ("phone", "[::1]:5037", True),
+        ("phone", "127.0.0.1:5038", False),  # a tunnel to somewhere else, perhaps
+        ("phone", "farm:5037", False),
+        ("192.168.1.9:5555", "localhost:5038", True),
+        ("192.168.1.9:5555", "farm:5037", False),
+    ],
+)
+def test_a_device_has_one_lease_whatever_its_server_is_called(serial: str, server: str, same: bool) -> None:
+    with DeviceLease(serial, f"adb://{serial}@{SERVER}") as first:
+        first.acquire(0)
+        other = DeviceLease(serial, f"adb://{serial}@{server}")
+        if same:
+            with pytest.raises(DeviceBusyError):
+                other.acquire(0)
+        else:
+            other.acquire(0)
+            other.release()
+
+
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1}', "[" * 10_000])
 def test_a_damaged_note_is_none(note: str) -> None:
     lease = DeviceLease("phone", SERVER)

@@ -138,15 +138,17 @@ def test_a_workspace_that_somebody_removed_is_said(device: LoopbackDevice, trans
         workspace.link({"x": "/etc/hosts"})
 
 
-def test_closing_does_not_mind_that_the_device_is_lost(
+def test_closing_does_not_mind_that_the_device_is_lost_and_the_next_sweep_does_it(
     device: LoopbackDevice, transport: Transport, folder: str
 ) -> None:
-    workspace = Workspace.make(transport, folder)
+    workspace, other = Workspace.make(transport, folder), Workspace.make(transport, folder)
     device.faults(shell_drop=0, times=1)
     workspace.close()
     device.faults()
     transport.reconnect(20)
-    assert sweep(transport, folder).living == (workspace.path.rpartition("/")[2],), "this process may still be at it"
+    swept = sweep(transport, folder)
+    assert swept.workspaces == (workspace.path.rpartition("/")[2],), "this process lives, but is done with it"
+    assert swept.living == (other.path.rpartition("/")[2],)
 
 
 # --- sweeping ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_qnn.adb.server import AdbServer, find_server, parse_address, parse_devices, parse_host_port, start_server
 from pytest_qnn.errors import AdbServerError, DeviceError, DeviceLostError, DeviceTimeoutError, OptionError
@@ -115,6 +117,20 @@ def test_hostile_serial_is_refused(serial: str) -> None:
     for address in (serial, f"adb://{serial}@127.0.0.1:5037"):
         with pytest.raises(OptionError):
             parse_address(address)
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=20) | st.text(st.sampled_from("aZ09_.:@/-'\"`$();&|<>*?[]%\\~#+= \n\t\0é"), max_size=20))
+def test_any_serial_is_refused_or_is_one_word_for_shell_server_and_terminal(serial: str) -> None:
+    try:
+        found, _ = parse_address(serial)
+    except OptionError:
+        return
+    assert found in serial
+    assert not found.startswith("-")
+    assert not set(found) & set("'\"`$();&|<>*?\\/ \n\t\0")
+    assert found.isascii()
+    assert found.isprintable()
 
 
 @pytest.mark.parametrize(

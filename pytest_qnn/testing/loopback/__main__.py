@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -55,22 +55,22 @@ def _serve(chosen: argparse.Namespace, life: ExitStack) -> int:
         life.enter_context(tempfile.TemporaryDirectory(prefix="pytest-qnn-loopback-", ignore_cleanup_errors=True))
     )
     life.enter_context(_removed_afterwards(folder))
-    runtime = make_device_runtime(folder / "runtime", chosen.soc)
+    vendors = _vendors_files(make_device_runtime(folder / "runtime", chosen.soc)) if chosen.flavor == "android" else {}
     server = life.enter_context(start_server())
     addresses = []
     for number in range(chosen.count):
-        device = LoopbackDevice(folder / f"device{number}", flavor=chosen.flavor, soc=chosen.soc)
+        device = LoopbackDevice(folder / f"device{number}", flavor=chosen.flavor, soc=chosen.soc, files=vendors)
         life.enter_context(device)
         device.connect(server)
         addresses.append(f"adb://{device.address}@{server.address}")
-    options = f"--qnn-target=adb --qnn-adb-server={server.address} --qnn-device-runtime={runtime}"
+    options = f"--qnn-target=adb --qnn-adb-server={server.address}"
     if chosen.command:
         added = f"{os.environ.get('PYTEST_ADDOPTS', '')} {options}".strip()
         told = {
             "PYTEST_ADDOPTS": added,
             "ADB_SERVER_SOCKET": f"tcp:{server.address}",
         }  # that of adb, and of pytest-qnn devices
-        return subprocess.run(chosen.command, env=os.environ | told, check=False).returncode
+        return _run(chosen.command, os.environ | told)
     sys.stdout.write(
         f"{chosen.count} loopback devices ({chosen.flavor}, {chosen.soc}); Ctrl-C ends them. Use them with:\n"
     )
@@ -81,6 +81,27 @@ def _serve(chosen: argparse.Namespace, life: ExitStack) -> int:
     sys.stdout.flush()
     while True:
         signal.pause()
+
+
+def _vendors_files(sdk: Path) -> dict[str, Path]:
+    """Where a phone has the stand-in of qnn-net-run and its libraries: so that it is complete, whoever looks at it."""
+    places = {"bin/aarch64-android": "/vendor/bin", "lib/aarch64-android": "/vendor/lib64"}
+    files = {f"{there}/{file.name}": file for here, there in places.items() for file in (sdk / here).iterdir()}
+    return files | {f"/vendor/lib/rfsa/adsp/{file.name}": file for file in sdk.glob("lib/hexagon-*/unsigned/*")}
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command and wait for it, also after Ctrl-C: it tidies up, and needs the devices for that."""
+    try:
+        child = subprocess.Popen(command, env=environment)
+    except OSError as error:
+        sys.stderr.write(f"loopback: {command[0]}: {error.strerror or error}\n")
+        return 127
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command too
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: child.send_signal(number))
+    code = child.wait()
+    return code if code >= 0 else 128 - code
 
 
 @contextmanager
