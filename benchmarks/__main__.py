@@ -15,6 +15,7 @@ NAMES = (
     "net_run",
     "device_agent",
     "properties",
+    "judging",
 )
 
 for name in sys.argv[1:] or NAMES:
