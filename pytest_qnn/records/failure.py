@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SHOWN_OUTPUTS = 3
 SHOWN_NODES = 12
 SHOWN_LAYERS = 3
+SHOWN_TESTS = 2  # of a layer
 
 BLAME = {
     "quantization": "the quantisation: the QDQ model has lost the float model's result on onnxruntime already, before "
@@ -98,7 +99,7 @@ def layers_lines(verdict: LayersVerdict, backend: str) -> list[str]:
 
 def layer_line(layer: LayerFinding) -> str:
     """One layer: operator, name, tensor and what failed."""
-    return f"{layer.kind} {layer.name!r} (tensor {layer.tensor!r}, {layer.bits} bits): {'; '.join(layer.failures)}"
+    return f"{layer.kind} {layer.name!r} (tensor {layer.tensor!r}, {layer.bits} bits): {'; '.join(layer.failures[:SHOWN_TESTS])}"
 
 
 def layers_message(session: Session, verdict: LayersVerdict, record: Record) -> str:

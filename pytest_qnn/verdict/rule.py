@@ -149,7 +149,7 @@ def apply_rule(
     x = _scales(evidence, c, precision, bounded)
     found = [test(evidence, x, c) for test in TESTS]
     failures = [failure for failure in found if failure] + _channel_failures(evidence, x, c)
-    if envelope is not None:
+    if envelope is not None and not failures:  # they would say the same again
         failures += envelope_failures(evidence, envelope)
     ruined = _ruined(evidence, c)
     if ruined:
