@@ -230,7 +230,7 @@ def _quantizer(check: Callable[[Quantizer, Array, Array, Callable[[Array], Array
 
     def invariant(trial: Trial) -> Found:
         found, judged = [], 0
-        for spec in trial.session.inputs:
+        for spec in trial.session.inputs if trial.session.executed.quantized else ():
             if spec.encoding is None or not spec.dtype.startswith("float") or len(spec.encoding.scale) != 1:
                 continue
             if spec.name not in trial.quantizers:
@@ -495,6 +495,8 @@ def in_range(run: Run) -> Run:
 
 def _clipped(session: Session, sample: Mapping[str, Array]) -> dict[str, Array] | None:
     """The sample with what lies beyond its inputs' ranges at their ends; None if nothing does."""
+    if not session.executed.quantized:  # a float model ran in its place, and that has no ranges
+        return None
     clipped = dict(sample)
     changed = False
     for spec in session.inputs:

@@ -166,37 +166,7 @@ def test_faulty(faulty):
     assert not any("never judged" in line for line in result.outlines)
 
 
-def test_a_crash_within_a_property_based_test_is_an_error(net_project: Project) -> None:
-    result = net_project(
-        FIXTURE
-        + """
-@settings(deadline=None, max_examples=5)
-@given(x=inputs_of("model.qdq.onnx"))
-def test_dies(net, x):
-    net.run(x)
-    if x["x"].any():
-        raise TargetError("the bench is on fire")
-"""
-    )
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*TargetError: the bench is on fire*"])
-
-
-def test_outside_of_hypothesis_every_record_stays(net_project: Project, pytester: pytest.Pytester) -> None:
-    result = net_project(
-        FIXTURE
-        + """
-def test_three(net, qnn_inputs):
-    for x in qnn_inputs(net, 3):
-        assert_matches_reference(net.run(x))
-""",
-        "--qnn-json=report.json",
-    )
-    result.assert_outcomes(passed=1)
-    assert len(records(result, pytester.path / "report.json")) == 3
-
-
-def test_references_of_drawn_inputs_leave_no_files(net_project: Project, pytester: pytest.Pytester) -> None:
+def test_what_property_based_tests_leave_and_what_others_do(net_project: Project, pytester: pytest.Pytester) -> None:
     result = net_project(
         FIXTURE
         + """
@@ -206,10 +176,21 @@ def test_drawn(net, x):
     assert_matches_reference(net.run(x))
 
 def test_given(net, qnn_inputs):
-    assert_matches_reference(net.run(qnn_inputs(net, 2)))
-"""
+    for x in qnn_inputs(net, 3):
+        assert_matches_reference(net.run(x))
+
+@settings(deadline=None, max_examples=5)
+@given(x=inputs_of("model.qdq.onnx"))
+def test_dies(net, x):
+    net.run(x)
+    if x["x"].any():
+        raise TargetError("the bench is on fire")
+""",
+        "--qnn-json=report.json",
     )
-    result.assert_outcomes(passed=2)
-    assert len(list((pytester.path / "cache").rglob("*.npz"))) == 2 * 3 + 4, (
-        "of qnn_inputs alone: float, QDQ, its check, and four draws of the rounding envelope"
-    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*TargetError: the bench is on fire*"])
+    found = [str(record["test"]).split("::")[1] for record in records(result, pytester.path / "report.json")]
+    assert sorted(found) == ["test_drawn[htp]", *["test_given[htp]"] * 3], "outside of Hypothesis every record stays"
+    files = list((pytester.path / "cache").rglob("*.npz"))
+    assert len(files) == 3 * (3 + 4), "of qnn_inputs alone: float, QDQ, its check, draws of the rounding envelope"

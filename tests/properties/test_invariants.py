@@ -209,6 +209,15 @@ def test_what_could_not_have_failed_is_refused(classifier: Session, htp: Backend
         find_invariants(["saturate"])
 
 
+def test_where_the_float_model_runs_nothing_saturates(cpu: Backend, pair: ModelPair) -> None:
+    session = cpu.load(pair.quantized, float_model=pair.float_model)
+    wide = [Sample(x=uniform(SHAPE, seed=seed, within=(-4.0, 4.0))) for seed in range(2)]
+    assert assert_backend_matches(session, wide).ok
+    for check in (assert_saturates, assert_quantizer):
+        with pytest.raises(UsageError, match="could break it"):
+            check(session, wide)
+
+
 def test_what_ran_elsewhere_is_not_judged(htp: Backend, tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Relu", ["x"], ["a"], name="on_htp"),
