@@ -82,6 +82,39 @@ def envelope_failures(evidence: Evidence, envelope: Evidence, constants: Envelop
     return [text for test in (_power, _gain, _bias, _tail, _channel) if (text := test(case))]
 
 
+@dataclass(frozen=True)
+class Resolution:
+    """How finely the samples at hand resolve.
+
+    Attributes:
+        gain: the smallest error of the gain that would be red; 0.05 is 5%. None where the signal is carried by too few elements.
+        samples: about how many samples like these it takes until a gain of 5% is red; None if no number of them does.
+    """
+
+    gain: float | None
+    samples: int | None
+
+
+WANTED_GAIN = 0.05
+MOST_SAMPLES = 1_000_000
+
+
+def resolution(evidence: Evidence, envelope: Evidence, constants: EnvelopeConstants = DEFAULT) -> Resolution:
+    """What a run's samples can show, and how many would show a gain of 5%: standard errors fall with the root of their number."""
+    x = _Case(evidence, envelope, constants)
+    have, error = max(evidence.samples, 1), _standard_error(evidence)
+    carried = _carriers(evidence) / have
+    enough = _carriers(evidence) >= constants.gain_count
+    now = _gain_limit(x, have, error) if enough else None
+    samples = 1
+    while samples <= MOST_SAMPLES:
+        resolved = _gain_limit(x, samples, error * math.sqrt(have / samples)) <= WANTED_GAIN
+        if resolved and samples * carried >= constants.gain_count:
+            return Resolution(now, samples)
+        samples = max(samples + 1, math.ceil(1.1 * samples))
+    return Resolution(now, None)
+
+
 def _power(x: _Case) -> str | None:
     ratio = x.e.sums.e2 / x.e.sums.n / (x.spread + x.floor)
     limit = x.c.power * (1 + x.c.power_few / max(x.e.samples, 1))
@@ -94,15 +127,30 @@ def _slope(evidence: Evidence) -> float:
     return evidence.sums.eq / (evidence.sums.q2 + TINY)
 
 
+def _standard_error(evidence: Evidence) -> float:
+    """Of the slope of y on q through the origin: White's (1980) robust one, as in :mod:`pytest_qnn.verdict.rule`."""
+    s, slope = evidence.sums, _slope(evidence)
+    residual = max(s.q2e2 - 2 * slope * s.q3e + slope**2 * s.q4, 0.0)
+    return math.sqrt(residual) / (s.q2 + TINY)
+
+
+def _carriers(evidence: Evidence) -> float:
+    """How many elements carry the signal."""
+    s = evidence.sums
+    return s.q2 * (s.q2 / (s.q4 + TINY))
+
+
+def _gain_limit(x: _Case, samples: float, error: float) -> float:
+    """What the slope may differ from 1 by, with so many samples and such a standard error."""
+    return (x.c.gain + x.c.gain_envelope * abs(_slope(x.d))) * (1 + x.c.few / samples) + x.c.sigmas * error
+
+
 def _gain(x: _Case) -> str | None:
-    """Slope of y on q through the origin, with White's (1980) robust standard error, as in :mod:`pytest_qnn.verdict.rule`."""
     s = x.e.sums
     slope = _slope(x.e)
-    residual = max(s.q2e2 - 2 * slope * s.q3e + slope**2 * s.q4, 0.0)
-    limit = (x.c.gain + x.c.gain_envelope * abs(_slope(x.d))) * x.few + x.c.sigmas * math.sqrt(residual) / (s.q2 + TINY)
+    limit = _gain_limit(x, max(x.e.samples, 1), _standard_error(x.e))
     share = slope**2 * s.q2 / (s.e2 + 0.5 * s.n * (x.c.rounding_steps * x.step) ** 2 + TINY)
-    carriers = s.q2 * (s.q2 / (s.q4 + TINY))
-    if abs(slope) <= limit or share <= x.c.gain_share or carriers < x.c.gain_count:
+    if abs(slope) <= limit or share <= x.c.gain_share or _carriers(x.e) < x.c.gain_count:
         return None
     return f"envelope gain: the slope of y on q is {1 + slope:.4f} (limit 1 +- {limit:.4f})"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pytest_qnn.verdict.envelope_rule import resolution
 from pytest_qnn.verdict.metrics import STEP_SLACK, Array, Evidence, Worst
 from pytest_qnn.verdict.rule import Finding, apply_rule, attribute
 from pytest_qnn.verdict.tolerance import Tolerance
@@ -191,6 +192,9 @@ class OutputCase:
                 f"{bad.reference} elements of the reference are NaN or infinite: only their place was compared"
             )
         figures = dict(self.evidence.figures())
+        if self.envelope is not None and self.evidence.step and self.evidence.sums.n:
+            resolved = resolution(self.evidence, self.envelope)
+            figures |= {"smallest_gain": resolved.gain, "samples_for_5_percent_gain": resolved.samples}
         if self.exact:
             figures |= {"differing": self.differing, "reference_differing": self.reference_differing}
         return OutputVerdict(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_qnn.verdict.envelope_rule import envelope_failures
+from pytest_qnn.verdict.envelope_rule import Resolution, envelope_failures, resolution
 from pytest_qnn.verdict.judge import OutputCase
 from pytest_qnn.verdict.metrics import Evidence
 
@@ -88,3 +88,36 @@ def test_few_samples_are_granted_more() -> None:
 
     assert not ratio(1)
     assert ratio(8)
+
+
+def test_more_samples_resolve_more_and_the_number_that_is_needed_is_told() -> None:
+    def resolved(samples: int) -> Resolution:
+        evidence = Evidence(step=STEP, has_float=False, has_check=False)
+        envelope = Evidence(step=STEP, has_float=False, has_check=False)
+        for k in range(samples):
+            evidence.add(Q[k], HEALTHY[k])
+            envelope.add(Q[k], ENVELOPE[k])
+        return resolution(evidence, envelope)
+
+    one, eight = resolved(1), resolved(8)
+    assert one.gain is not None
+    assert eight.gain is not None
+    assert eight.gain < one.gain
+    assert one.samples == eight.samples == 1  # this little noise lets one sample show 5%
+    loud = [np.asarray(q + np.random.default_rng(k).normal(0, 0.5, SHAPE), np.float32) for k, q in enumerate(Q)]
+    evidence = Evidence(step=STEP, has_float=False, has_check=False)
+    envelope = Evidence(step=STEP, has_float=False, has_check=False)
+    for k in range(2):
+        evidence.add(Q[k], loud[k])
+        envelope.add(Q[k], ENVELOPE[k])
+    needed = resolution(evidence, envelope).samples
+    assert needed is not None
+    assert 4 < needed < 400
+
+
+def test_no_number_of_samples_shows_what_the_envelope_itself_does() -> None:
+    evidence = Evidence(step=STEP, has_float=False, has_check=False)
+    envelope = Evidence(step=STEP, has_float=False, has_check=False)
+    evidence.add(Q[0], HEALTHY[0])
+    envelope.add(Q[0], np.asarray(1.1 * Q[0], np.float32))
+    assert resolution(evidence, envelope).samples is None
