@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -14,11 +13,11 @@ from benchmarks.defects.nets import Pair
 from benchmarks.defects.rules import RULES, own_failures
 from benchmarks.defects.runs import Outcome, Runs
 from pytest_qnn.errors import QnnError
-from pytest_qnn.layers.cut import can_end, find_layers, load_whole
 from pytest_qnn.layers.judge import judge_layers
-from pytest_qnn.layers.run import LayeredModel
-from pytest_qnn.model.onnx_file import read_model
+from pytest_qnn.layers.run import LayeredModel, LayerRun
+from pytest_qnn.model.onnx_file import Model, read_model
 from pytest_qnn.model.replaced_file import replaced_file
+from pytest_qnn.targets.target import Plan
 
 LAYER_SAMPLES = 2
 
@@ -138,34 +137,36 @@ def _judge_model_defect(runs: Runs, pair: Pair, soc: str, seed: int, name: str) 
         return ModelDefect(
             pair.name, name, np.nan, not accepted["pytest-qnn"], True, "", tensor, accepted, str(error)[:200]
         )
-    effect = _effect(runs, layered, samples)
+    effect = _effect(layered, samples, _healthy_layers(runs, plan, intact, samples))
     first = verdict.failed[0].tensor if verdict.failed else ""
     return ModelDefect(pair.name, name, effect, not accepted["pytest-qnn"], not verdict.ok, first, tensor, accepted)
 
 
-def _effect(runs: Runs, layered: LayeredModel, samples: list[dict[str, np.ndarray]]) -> float:
+_healthy: dict[str, list[LayerRun]] = {}
+
+
+def _healthy_layers(runs: Runs, plan: Plan, intact: Model, samples: list[dict[str, np.ndarray]]) -> list[LayerRun]:
+    """The intact model's layers, run once for all defects of a pair; those of the latest pair are remembered."""
+    key = f"{intact.digest} {plan.place}"
+    if key not in _healthy:
+        _healthy.clear()
+        _healthy[key] = list(LayeredModel(runs.bench, plan, intact, runs.bench.limits).run(samples))
+    return _healthy[key]
+
+
+def _effect(layered: LayeredModel, samples: list[dict[str, np.ndarray]], healthy: list[LayerRun]) -> float:
     """The largest ratio over layers of what the defect does on onnxruntime to what healthy arithmetic does on the backend.
 
     On onnxruntime the broken model's layers differ from the intact one's, each from exact inputs, by the defect alone.
     """
     worst = 0.0
-    healthy = LayeredModel(runs.bench, layered.plan, layered.reference, runs.bench.limits)
-    runs_healthy = {layer.tensor: [0.0, 0] for layer in healthy.layers}
-    runs_broken = {layer.tensor: 0.0 for layer in layered.layers}
-    for good, bad in zip(healthy.run(samples), layered.run(samples), strict=True):
-        for layer in layered.layers:
-            t = layer.tensor
+    noise = {layer.tensor: 0.0 for layer in layered.layers}
+    moved = dict(noise)
+    for good, bad in zip(healthy, layered.run(samples), strict=True):
+        for t in noise:
             q = good.q[t].astype(np.float64)
-            runs_healthy[t][0] += float(np.square(good.y[t] - q).sum())
-            runs_healthy[t][1] += q.size
-            runs_broken[t] += float(np.square(bad.r[t] - good.r[t].astype(np.float64)).sum())
-    for t, moved in runs_broken.items():
-        noise, n = runs_healthy[t]
-        worst = max(worst, np.sqrt(moved / (noise + n * 0.3**2)))
+            noise[t] += float(np.square(good.y[t] - q).sum()) + q.size * 0.3**2
+            moved[t] += float(np.square(bad.r[t] - good.r[t].astype(np.float64)).sum())
+    for t, power in moved.items():
+        worst = max(worst, np.sqrt(power / noise[t]))
     return float(worst)
-
-
-def layer_names(pair: Pair) -> dict[str, str]:
-    """Layer names by tensor."""
-    proto = load_whole(pair.quantized)
-    return {layer.tensor: layer.name for layer in find_layers(proto, Path(pair.quantized).parent, can_end)}

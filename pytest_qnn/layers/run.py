@@ -17,10 +17,10 @@ from pytest_qnn.layers.weights import rounded_again
 from pytest_qnn.model.onnx_file import Model, read_model
 from pytest_qnn.model.saved_model import save_model
 from pytest_qnn.provisioning import Order, provide
-from pytest_qnn.runners.ort import CPU, LoadedModel, LoadRequest
+from pytest_qnn.runners.ort import LoadedModel
 from pytest_qnn.runners.placement import Placement
 from pytest_qnn.runners.process import Limits
-from pytest_qnn.runners.reference import CHECK_LEVEL, LEVEL
+from pytest_qnn.runners.reference import CHECK_LEVEL, LEVEL, reference_request
 from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.targets.target import Plan
 
@@ -130,16 +130,9 @@ class LayeredModel:
         return {layer.tensor: outputs[layer.tensor] for layer in self.layers}
 
     def _on_cpu(self, model: Model, level: str) -> LoadedModel:
-        request = LoadRequest(
-            model=str(model.path),
-            files=model.files,
-            process="reference",
-            provider=CPU,
-            dimensions=model.dimensions,
-            level=level,
-            log_severity=3,
+        return self.bench.load_shared(
+            reference_request(model, level), f"{self.model.path.name} on the onnxruntime reference", self.limits
         )
-        return self.bench.load_shared(request, f"{self.model.path.name} on the onnxruntime reference", self.limits)
 
     # --- the backend --------------------------------------------------------------------------------------------------
 

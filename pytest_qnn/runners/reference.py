@@ -27,6 +27,19 @@ CHECK_LEVEL = "ORT_ENABLE_ALL"  # the reference is checked against this
 PASSING_BYTES = 64 << 20  # of results for passing inputs, kept in memory
 
 
+def reference_request(model: Model, level: str) -> LoadRequest:
+    """How a model is loaded for references, at a graph optimisation level."""
+    return LoadRequest(
+        model=str(model.path),
+        files=model.files,
+        process="reference",
+        provider=CPU,
+        dimensions=model.dimensions,
+        level=level,
+        log_severity=3,
+    )
+
+
 class ReferenceRunner:
     """Computes references and keeps them.
 
@@ -69,16 +82,9 @@ class ReferenceRunner:
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
         def compute() -> dict[str, Array]:
-            request = LoadRequest(
-                model=str(model.path),
-                files=model.files,
-                process="reference",
-                provider=CPU,
-                dimensions=model.dimensions,
-                level=level,
-                log_severity=3,
+            loaded = self._load(
+                reference_request(model, level), f"{model.path.name} on the onnxruntime reference", self._limits
             )
-            loaded = self._load(request, f"{model.path.name} on the onnxruntime reference", self._limits)
             outputs, _ = loaded.run(inputs)
             check_unchanged(model)  # external data is mapped, not copied: what was kept must be what the digest says
             return outputs

@@ -127,18 +127,6 @@ ISSUES = (
         _float("AveragePool", _floats(1, 1, 4, 4), [1, 1, 2, 2], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
     ),
     Issue(
-        "transposed convolution with output padding, whose weights are an input",
-        _float(
-            "ConvTranspose",
-            np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3),
-            [1, 2, 10, 8],
-            {"w": np.ones((1, 2, 3, 3), np.float32)},
-            fed=True,
-            strides=[3, 2],
-            output_padding=[1, 1],
-        ),
-    ),
-    Issue(
         "resizing down to the nearest, by a factor",
         _float(
             "Resize",
@@ -190,6 +178,40 @@ ISSUES = (
             opset=20,
             fed=True,
             mode="nearest",
+        ),
+    ),
+    Issue(
+        "resizing up to the nearest, to a size",
+        _float(
+            "Resize",
+            np.arange(1, 5, dtype=np.float32).reshape(1, 1, 2, 2),
+            [1, 1, 7, 8],
+            {
+                "roi": np.zeros(0, np.float32),
+                "scales": np.zeros(0, np.float32),
+                "sizes": np.array([1, 1, 7, 8], np.int64),
+            },
+            mode="nearest",
+        ),
+    ),
+    Issue(
+        "Lp pooling with SAME_UPPER",
+        _float("LpPool", _floats(1, 3, 32, 32), [1, 3, 32, 32], kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
+        status="crash",
+        also=("unstable", "wrong"),
+    ),
+    Issue(
+        "log-softmax of differences that float16 can't hold",
+        _float("LogSoftmax", np.array([[0, 1, 2, 3], [1e4, 1e4 + 1, 1e4 + 2, 1e4 + 3]], np.float32), [2, 4]),
+    ),
+    Issue(
+        "infinity is not a number, it says",
+        _float(
+            "IsNaN",
+            np.array([-1.2, np.nan, np.inf, 2.8, -np.inf, np.inf], np.float32),
+            [6],
+            opset=20,
+            types={"y": TensorProto.BOOL},
         ),
     ),
     Issue(
