@@ -33,6 +33,8 @@ class EnvelopeConstants:
     gain_count: float = 8.0  # elements that must carry the signal
     sigmas: float = 6.0
     bias_steps: float = 0.35
+    bias_wide: float = 2.5  # the same for 16 bits, where HTP's sums are off by up to 2 steps throughout
+    wide: float = 300.0  # steps that only 16 bits reach
     bias_noise: float = 0.15  # in rms of d
     sigmas_bias: float = 4.0
     tail: float = 3.0  # largest |e| over largest |d|
@@ -157,7 +159,8 @@ def _gain(x: _Case) -> str | None:
 
 def _bias(x: _Case) -> str | None:
     s = x.e.sums
-    limit = x.c.bias_steps * x.step + x.few * (x.c.bias_noise * math.sqrt(x.spread) + abs(x.d.bias))
+    steps = x.c.bias_wide if s.max_q > x.c.wide * x.step else x.c.bias_steps
+    limit = steps * x.step + x.few * (x.c.bias_noise * math.sqrt(x.spread) + abs(x.d.bias))
     limit += x.c.sigmas_bias * math.sqrt(s.e2) / s.n
     if abs(x.e.bias) <= limit:
         return None

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
+from pytest_qnn.model.inputs import seeded_inputs
+from pytest_qnn.properties import QdqModel, Step
 from tests import small_models
 from tests.qdq_graph import QdqGraph
 
@@ -95,6 +97,13 @@ def _far_weight(file: Path) -> Inputs:
     data = np.random.default_rng(2).uniform(0, 4, (1, 32, 8, 8)).astype(np.float32)
     data[:, 5] = 0.0  # the far weight has nothing to do: what is wrong is what its neighbours became
     return {"x": data}
+
+
+def _padded_product(file: Path) -> Inputs:
+    """Padding before a matrix product: each alone is right, together the padded elements aren't what they should be."""
+    made = QdqModel((1, 1, 12, 12), [Step("Pad", 16), Step("MatMul")], seed=1).save(file.parent)
+    made.quantized.replace(file)
+    return dict(seeded_inputs(file, 1)[0])
 
 
 def _stft(file: Path) -> Inputs:
@@ -229,6 +238,7 @@ ISSUES = (
         ),
     ),
     Issue("short-time Fourier transform whose frame is an input", _stft, status="crash"),
+    Issue("padding that is fused into a matrix product", _padded_product),
     Issue("16-bit HardSigmoid at a graph's output ignores its encoding", _unary_16_bits("HardSigmoid", 0, 0.7)),
     Issue("16-bit Tanh at a graph's output ignores its encoding", _unary_16_bits("Tanh", -0.8, 0.8)),
     Issue("8-bit weights further than 127 steps from the zero point are rounded again", _far_weight, steps=2),

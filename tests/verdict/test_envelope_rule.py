@@ -10,7 +10,7 @@ from pytest_qnn.verdict.judge import OutputCase
 from pytest_qnn.verdict.metrics import Evidence
 
 RNG = np.random.default_rng(0)
-STEP = 0.01
+STEP = 0.02
 SHAPE = (1, 16, 20)
 F = [RNG.normal(0, 1, SHAPE).astype(np.float32) for _ in range(8)]
 Q = [(f + RNG.normal(0, 0.4, SHAPE)).astype(np.float32) for f in F]  # 8 dB: a poor quantisation
@@ -121,3 +121,26 @@ def test_no_number_of_samples_shows_what_the_envelope_itself_does() -> None:
     evidence.add(Q[0], HEALTHY[0])
     envelope.add(Q[0], np.asarray(1.1 * Q[0], np.float32))
     assert resolution(evidence, envelope).samples is None
+
+
+def test_what_rounding_carries_a_model_to_is_no_failure_however_little_quantising_made() -> None:
+    """16 bits: next to no noise of the quantisation, and all that of HTP's arithmetic."""
+    step = 1e-4
+    f = [np.asarray(x, np.float32) for x in F]
+    q = [np.asarray(np.rint(x / step) * step, np.float32) for x in f]
+
+    def finding(noise: float, drawn: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        rng = np.random.default_rng(3)
+        case = OutputCase("y", Evidence(step=step, has_check=False), "float16")
+        for real, quantized in zip(f, q, strict=True):
+            case.add(quantized, np.asarray(quantized + rng.normal(0, noise, SHAPE), np.float32), real, None)
+            if drawn:
+                case.add_envelope(quantized, np.asarray(quantized + rng.normal(0, drawn, SHAPE), np.float32))
+        verdict = case.judge()
+        return verdict.failures, verdict.warnings
+
+    assert any(text.startswith("power") for text in finding(0.03, 0)[0])  # all that is known without it
+    failures, warnings = finding(0.03, 0.04)
+    assert failures == ()
+    assert any("more than its quantisation costs" in text for text in warnings)
+    assert any(text.startswith("power") for text in finding(0.2, 0.04)[0])
