@@ -42,5 +42,12 @@ unit: $(STAMP) cpu-backend
 benchmark: $(STAMP) cpu-backend
 	$(BIN)/python -m benchmarks
 
+# What the gate catches, and how often it cries wolf. The wheel of onnx 1.19.1 is the last that has the backend node tests.
+.PHONY: defects
+defects: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/defects/requirements.txt
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/wheels onnx==1.19.1
+	$(BIN)/python -m benchmarks.defects --node-tests $(VENV)/wheels/onnx-1.19.1-*.whl
+
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
