@@ -106,9 +106,11 @@ def test_a_planted_fault_shrinks_to_a_readable_case_and_is_replayed_first(
     text = (
         FAULTY
         + """
+from hypothesis.database import DirectoryBasedExampleDatabase
+
 seen = []
 
-@settings(deadline=None, max_examples=200, print_blob=False)
+@settings(deadline=None, max_examples=200, print_blob=False, database=DirectoryBasedExampleDatabase("examples"))
 @given(x=inputs_of("model.qdq.onnx"))
 def test_bright(faulty, x):
     if not seen:
