@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -13,10 +13,9 @@ from benchmarks.defects.nets import Pair
 from benchmarks.defects.rules import RULES, own_failures
 from benchmarks.defects.runs import Outcome, Runs
 from pytest_qnn.errors import QnnError
-from pytest_qnn.layers.judge import judge_layers
+from pytest_qnn.layers.judge import judge_layer_runs
 from pytest_qnn.layers.run import LayeredModel, LayerRun
 from pytest_qnn.model.onnx_file import Model, read_model
-from pytest_qnn.model.replaced_file import replaced_file
 from pytest_qnn.targets.target import Plan
 
 LAYER_SAMPLES = 2
@@ -78,7 +77,8 @@ class ModelDefect:
             NaN where that isn't known.
         outputs, layers: whether the rule for outputs, and the one for layers, called it red.
         first: the first layer that was red; ``where``: the tensor at which the defect shows first.
-        accepted: by rule, whether its verdict on the outputs is a pass.
+        accepted: by rule, whether its verdict on the outputs is a pass; empty where the backend refused the model.
+        trouble: why it, or its layers, could not be run.
     """
 
     pair: str
@@ -98,27 +98,22 @@ class ModelDefect:
 
 
 def judge_model_defects(runs: Runs, pair: Pair, soc: str, seed: int, advance: Callable[[], None]) -> list[ModelDefect]:
-    """Every model defect of a pair, end to end and layer by layer; what an earlier call has done is taken from the folder."""
-    file = runs.folder / f"model-defects-{soc}-{pair.name}-{seed}-{runs.count}.json"
-    known = {d["defect"]: d for d in json.loads(file.read_text())} if file.exists() else {}
+    """Every model defect of a pair, end to end and layer by layer.
+
+    Outputs and the layers' evidence are kept, not verdicts: a changed rule judges them anew.
+    """
     found = []
     for name in model_defects.DEFECTS:
-        if name not in known:
-            made = _judge_model_defect(runs, pair, soc, seed, name)
-            known[name] = asdict(made) if made is not None else {"defect": name, "absent": True}
-            with replaced_file(file) as draft:
-                draft.write_text(json.dumps(list(known.values())))
-        if "absent" not in known[name]:
-            found.append(ModelDefect(**known[name]))
+        injected = model_defects.inject(pair, name, runs.folder / "models")
+        if injected is not None:
+            found.append(_judge_model_defect(runs, pair, soc, seed, name, *injected))
         advance()
     return found
 
 
-def _judge_model_defect(runs: Runs, pair: Pair, soc: str, seed: int, name: str) -> ModelDefect | None:
-    injected = model_defects.inject(pair, name, runs.folder / "models")
-    if injected is None:
-        return None
-    model, tensor = injected
+def _judge_model_defect(
+    runs: Runs, pair: Pair, soc: str, seed: int, name: str, model: Path, tensor: str
+) -> ModelDefect:
     try:
         outputs = runs.defective(pair, soc, seed, name.replace(" ", "-"), model)
     except QnnError as error:  # the backend refuses the broken model: no run, no pass
@@ -127,46 +122,67 @@ def _judge_model_defect(runs: Runs, pair: Pair, soc: str, seed: int, name: str) 
     accepted = {
         rule: all(accepts(o, y) for o, y in zip(outcomes, outputs, strict=True)) for rule, accepts in RULES.items()
     }
-    plan = runs.bench.target.plan("htp", soc, {})
+    red = not accepted["pytest-qnn"]
     samples = pair.net.samples(LAYER_SAMPLES, seed)
-    intact, broken = read_model(pair.quantized), read_model(model)
+    plan = runs.bench.target.plan("htp", soc, {})
     try:
-        layered = LayeredModel(runs.bench, plan, broken, runs.bench.limits, intact)
-        verdict = judge_layers(layered, samples)
+        layered = LayeredModel(runs.bench, plan, read_model(model), runs.bench.limits, read_model(pair.quantized))
+        broken = _kept_layers(runs, f"{soc}-{pair.name}-{seed}-{name}", layered, samples)
+        healthy = _healthy_layers(runs, plan, read_model(pair.quantized), samples, f"{soc}-{pair.name}-{seed}-healthy")
     except QnnError as error:
-        return ModelDefect(
-            pair.name, name, np.nan, not accepted["pytest-qnn"], True, "", tensor, accepted, str(error)[:200]
-        )
-    effect = _effect(layered, samples, _healthy_layers(runs, plan, intact, samples))
+        return ModelDefect(pair.name, name, np.nan, red, False, "", tensor, accepted, str(error)[:200])
+    verdict = judge_layer_runs(layered, broken)
     first = verdict.failed[0].tensor if verdict.failed else ""
-    return ModelDefect(pair.name, name, effect, not accepted["pytest-qnn"], not verdict.ok, first, tensor, accepted)
+    effect = _effect(layered, broken, healthy)
+    return ModelDefect(pair.name, name, effect, red, not verdict.ok, first, tensor, accepted)
+
+
+def _kept_layers(runs: Runs, name: str, layered: LayeredModel, samples: list[dict[str, np.ndarray]]) -> list[LayerRun]:
+    """The layers' tensors of each sample, from the folder or put there."""
+    order = [layer.tensor for layer in layered.layers]
+
+    def make() -> dict[str, np.ndarray]:
+        return {
+            f"{k}{letter}{index}": getattr(run, letter)[tensor]
+            for k, run in enumerate(layered.run(samples))
+            for letter in "qyrm"
+            for index, tensor in enumerate(order)
+        } | {"elsewhere": np.array([layered.ran_elsewhere(layer) for layer in layered.layers])}
+
+    kept = runs.kept(f"layers-{name.replace(' ', '-')}-{len(samples)}", make)
+    layered.elsewhere = frozenset(t for t, gone in zip(order, kept["elsewhere"], strict=True) if gone)
+    return [
+        LayerRun(*({t: kept[f"{k}{letter}{index}"] for index, t in enumerate(order)} for letter in "qyrm"))
+        for k in range(len(samples))
+    ]
 
 
 _healthy: dict[str, list[LayerRun]] = {}
 
 
-def _healthy_layers(runs: Runs, plan: Plan, intact: Model, samples: list[dict[str, np.ndarray]]) -> list[LayerRun]:
-    """The intact model's layers, run once for all defects of a pair; those of the latest pair are remembered."""
-    key = f"{intact.digest} {plan.place}"
-    if key not in _healthy:
+def _healthy_layers(
+    runs: Runs, plan: Plan, intact: Model, samples: list[dict[str, np.ndarray]], name: str
+) -> list[LayerRun]:
+    """The intact model's layers; those of the latest pair are remembered."""
+    if name not in _healthy:
         _healthy.clear()
-        _healthy[key] = list(LayeredModel(runs.bench, plan, intact, runs.bench.limits).run(samples))
-    return _healthy[key]
+        layered = LayeredModel(runs.bench, plan, intact, runs.bench.limits)
+        _healthy[name] = _kept_layers(runs, name, layered, samples)
+    return _healthy[name]
 
 
-def _effect(layered: LayeredModel, samples: list[dict[str, np.ndarray]], healthy: list[LayerRun]) -> float:
+def _effect(layered: LayeredModel, broken: list[LayerRun], healthy: list[LayerRun]) -> float:
     """The largest ratio over layers of what the defect does on onnxruntime to what healthy arithmetic does on the backend.
 
     On onnxruntime the broken model's layers differ from the intact one's, each from exact inputs, by the defect alone.
     """
     worst = 0.0
-    noise = {layer.tensor: 0.0 for layer in layered.layers}
-    moved = dict(noise)
-    for good, bad in zip(healthy, layered.run(samples), strict=True):
-        for t in noise:
+    common = [layer.tensor for layer in layered.layers if layer.tensor in healthy[0].q]
+    for t in common:
+        noise = moved = 0.0
+        for good, bad in zip(healthy, broken, strict=True):
             q = good.q[t].astype(np.float64)
-            noise[t] += float(np.square(good.y[t] - q).sum()) + q.size * 0.3**2
-            moved[t] += float(np.square(bad.r[t] - good.r[t].astype(np.float64)).sum())
-    for t, power in moved.items():
-        worst = max(worst, np.sqrt(power / noise[t]))
-    return float(worst)
+            noise += float(np.square(good.y[t] - q).sum()) + q.size * 0.3**2
+            moved += float(np.square(bad.m[t] - good.m[t].astype(np.float64)).sum())
+        worst = max(worst, float(np.sqrt(moved / noise)))
+    return worst

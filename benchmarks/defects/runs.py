@@ -72,8 +72,8 @@ class Runs:
     def outcomes(self, pair: Pair, soc: str, seed: int) -> list[Outcome]:
         """The healthy run of a pair on a SoC."""
         samples = pair.net.samples(self.count, seed)
-        reference = self._kept(f"reference-{pair.name}-{seed}-{self.count}", lambda: self._references(pair, samples))
-        backend = self._kept(
+        reference = self.kept(f"reference-{pair.name}-{seed}-{self.count}", lambda: self._references(pair, samples))
+        backend = self.kept(
             f"{soc}-{pair.name}-{seed}-{self.count}", lambda: self._backend(pair.quantized, soc, samples)
         )
         model = read_model(pair.quantized)
@@ -95,7 +95,7 @@ class Runs:
     def defective(self, pair: Pair, soc: str, seed: int, name: str, model: Path) -> list[Array]:
         """What the backend gives for the same inputs when it runs ``model`` instead; one array for each output."""
         samples = pair.net.samples(self.count, seed)
-        kept = self._kept(f"{soc}-{pair.name}-{seed}-{self.count}-{name}", lambda: self._backend(model, soc, samples))
+        kept = self.kept(f"{soc}-{pair.name}-{seed}-{self.count}-{name}", lambda: self._backend(model, soc, samples))
         return [kept[f"y{index}"] for index in range(len(kept))]
 
     def _backend(self, model: Path, soc: str, samples: Sequence[Sample]) -> dict[str, Array]:
@@ -126,7 +126,8 @@ class Runs:
             arrays[f"b{index}"] = np.stack([[result[spec.name] for result in draw] for draw in draws])
         return arrays
 
-    def _kept(self, name: str, make: Any) -> dict[str, Array]:
+    def kept(self, name: str, make: Any) -> dict[str, Array]:
+        """Arrays from the folder, or made and put there."""
         file = self.folder / f"{name}.npz"
         if not file.exists():
             arrays = make()

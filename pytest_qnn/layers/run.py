@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +39,27 @@ class LayerRun:
         q: of the reference.
         y: of the backend, each layer computed from the reference's tensors.
         r: of the reference at another optimisation level, computed like that.
+        m: of the model itself on onnxruntime, likewise; the same as r where it is its own reference.
     """
 
     q: Tensors
     y: Tensors
     r: Tensors
+    m: Tensors
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """A cut model, and where onnxruntime runs it."""
+
+    cut: CutModel
+    loaded: LoadedModel
+
+
+def _fed(model: CutModel, sample: Mapping[str, Array], q: Tensors) -> Tensors:
+    wanted = {v.name for v in model.proto.graph.input}
+    fed = {name: array for name, array in sample.items() if name in wanted}
+    return fed | {name: q[tensor] for tensor, name in model.fed.items()}
 
 
 class LayeredModel:
@@ -65,17 +81,20 @@ class LayeredModel:
         self.limits = replace(limits, load_seconds=2 * limits.load_seconds)
         self.subject = f"the layers of {model.path.name} on {plan.backend} ({plan.place})"
         self._proto = load_whole(model.path)
-        self.layers = find_layers(self._proto, model.path.parent, can_end)
+        known = None if self.reference is model else {layer.tensor for layer in self._reference_proto[1]}
+        self.layers = find_layers(
+            self._proto, model.path.parent, lambda layer: can_end(layer) and (known is None or layer.tensor in known)
+        )
         if not self.layers:
             raise ModelError(
                 f"{model.path}: no activation is quantised with a constant encoding: there are no layers to judge alone"
             )
         self._folder: Path | None = None
-        self._feeder: LoadedModel | None = None
-        self._checker: LoadedModel | None = None
-        self._backend: Loaded | None = None
-        self._cut: CutModel | None = None
+        self._loaded: tuple[Loaded, _Pieces, _Pieces] | None = None
         self.placement: Placement | None = None
+        self.elsewhere: frozenset[str] = (
+            frozenset()
+        )  # tensors; for runs that were kept, where nothing tells the placement
 
     @cached_property
     def rounded_again(self) -> dict[str, npt.NDArray[np.float64]]:
@@ -89,7 +108,9 @@ class LayeredModel:
 
         Known once the model has run.
         """
-        return self.placement is not None and not {m.name for m in self.placement.misplaced}.isdisjoint(layer.nodes)
+        if self.placement is None:
+            return layer.tensor in self.elsewhere
+        return not {m.name for m in self.placement.misplaced}.isdisjoint(layer.nodes)
 
     def rms_of_sources(self, layer: Layer, run: LayerRun) -> float:
         """Root mean square of what a layer is computed from, in real units; the largest of its sources."""
@@ -106,54 +127,56 @@ class LayeredModel:
         """
         for sample in samples:
             q = self._reference(sample)
-            fed = self._fed(sample, q)
-            y = self._on_backend(q).run_many([fed])[0].outputs
-            assert self._checker is not None
-            r = self._checker.run(fed)[0]
-            yield LayerRun(q, y, r)
+            backend, model, reference = self._pieces(q)
+            fed = _fed(model.cut, sample, q)
+            y = backend.run_many([fed])[0].outputs
+            m = model.loaded.run(fed)[0]
+            r = m if reference is model else reference.loaded.run(_fed(reference.cut, sample, q))[0]
+            yield LayerRun(q, y, r, m)
 
     # --- the reference ------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _reference_proto(self) -> tuple[Any, tuple[Layer, ...]]:
+        if self.reference is self.model:
+            return self._proto, self.layers
+        proto = load_whole(self.reference.path)
+        return proto, find_layers(proto, self.reference.path.parent, can_end)
+
+    @cached_property
+    def _feeder(self) -> LoadedModel:
+        return self._on_cpu(self._save(tapped(*self._reference_proto), "tapped"), LEVEL)
+
     def _reference(self, sample: Mapping[str, Array]) -> Tensors:
-        if self._feeder is None:
-            proto = self._proto if self.reference is self.model else load_whole(self.reference.path)
-            layers = (
-                self.layers if self.reference is self.model else find_layers(proto, self.reference.path.parent, can_end)
-            )
-            self._feeder = self._on_cpu(self._save(tapped(proto, layers), "tapped"), LEVEL)
         outputs, _ = self._feeder.run(sample)
         missing = [layer.tensor for layer in self.layers if layer.tensor not in outputs]
         if missing:
             raise UsageError(
-                f"{self.reference.path.name} has no quantised tensor {missing[0]!r}: it isn't what {self.model.path.name} should equal"
+                f"{self.reference.path.name} has no quantised tensor {missing[0]!r}: it isn't what {self.model.path.name} should "
+                "equal"
             )
-        return {layer.tensor: outputs[layer.tensor] for layer in self.layers}
+        return outputs
 
     def _on_cpu(self, model: Model, level: str) -> LoadedModel:
-        return self.bench.load_shared(
-            reference_request(model, level), f"{self.model.path.name} on the onnxruntime reference", self.limits
-        )
+        subject = f"{self.model.path.name} on the onnxruntime reference"
+        return self.bench.load_shared(reference_request(model, level), subject, self.limits)
 
-    # --- the backend --------------------------------------------------------------------------------------------------
+    # --- the pieces ---------------------------------------------------------------------------------------------------
 
-    def _fed(self, sample: Mapping[str, Array], q: Tensors) -> Tensors:
-        cut_model = self._cut_model(q)
-        wanted = {v.name for v in cut_model.proto.graph.input}
-        fed = {name: array for name, array in sample.items() if name in wanted}
-        return fed | {name: q[tensor] for tensor, name in cut_model.fed.items()}
-
-    def _cut_model(self, q: Tensors) -> CutModel:
-        if self._cut is None:
-            self._cut = cut(self._proto, self.layers, {name: array.shape for name, array in q.items()})
-        return self._cut
-
-    def _on_backend(self, q: Tensors) -> Loaded:
-        if self._backend is None:
-            model = self._save(self._cut_model(q).proto, "layers")
-            self._checker = self._on_cpu(model, CHECK_LEVEL)
+    def _pieces(self, q: Tensors) -> tuple[Loaded, _Pieces, _Pieces]:
+        """The cut model on the backend and on onnxruntime, and the cut reference there; made when the shapes are known."""
+        if self._loaded is None:
+            shapes = {name: array.shape for name, array in q.items()}
+            mine = cut(self._proto, self.layers, shapes)
+            model = self._save(mine.proto, "layers")
+            pieces = reference = _Pieces(mine, self._on_cpu(model, CHECK_LEVEL))
+            if self.reference is not self.model:
+                theirs = cut(*self._reference_proto, shapes)
+                reference = _Pieces(theirs, self._on_cpu(self._save(theirs.proto, "reference"), CHECK_LEVEL))
             provided = provide(Order(self.bench, self.plan, model, self.subject, self.limits))
-            self._backend, self.placement = provided.loaded, provided.placement
-        return self._backend
+            self.placement = provided.placement
+            self._loaded = provided.loaded, pieces, reference
+        return self._loaded
 
     def _save(self, proto: object, suffix: str) -> Model:
         if self._folder is None:

@@ -122,3 +122,23 @@ def test_a_failed_verdict_says_where_it_starts(
     quiet = project("", "--qnn-no-layers")
     quiet.assert_outcomes(failed=1)
     quiet.stdout.no_fnmatch_line("*layers: *")
+
+
+def test_what_is_wrong_with_the_model_is_not_taken_for_the_references_own_doubt(
+    htp: Backend, models: Path, tmp_path: Path
+) -> None:
+    """A model ten times off is red: the reference is checked against itself, not against the broken one."""
+    broken = with_initializer(
+        models / "conv.qdq.onnx",
+        tmp_path / "broken.onnx",
+        lambda name: name.startswith("w") and "scale" in name,
+        lambda s: s * np.float32(0.1),
+    )
+    session = htp.load(models / "conv.qdq.onnx")
+    reference = read_model(models / "conv.qdq.onnx")
+    layered = LayeredModel(session.bench, session.plan, read_model(broken), session.bench.limits, reference)
+    (run,) = layered.run(SAMPLES[:1])
+    last = layered.layers[-1].tensor
+    assert (run.m[last] != run.q[last]).mean() > 0.5
+    assert np.abs(run.r[last].astype(int) - run.q[last]).max() <= 1
+    assert [layer.name for layer in judge_layers(layered, SAMPLES).failed] == ["conv"]
