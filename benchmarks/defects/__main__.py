@@ -154,7 +154,7 @@ def _model_table(broken: list[ModelDefect]) -> Table:
         found = [d for d in broken if d.defect == name]
         seen = [d for d in found if d.visible]
         ran = [d for d in seen if d.accepted]
-        right = sum(d.first == d.where or not d.first for d in seen if d.layers)
+        right = sum(d.right for d in seen if d.layers)
         table.add_row(
             name,
             f"{len(seen)} of {len(found)}",

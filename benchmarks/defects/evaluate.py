@@ -76,7 +76,7 @@ class ModelDefect:
         effect: rms by which it moves its own layer on onnxruntime, over the layer's healthy error there (and 0.3 steps of rounding);
             NaN where that isn't known.
         outputs, layers: whether the rule for outputs, and the one for layers, called it red.
-        first: the first layer that was red; ``where``: the tensor at which the defect shows first.
+        right: whether the first layer that was red is the one that has the defect, or reads what has it.
         accepted: by rule, whether its verdict on the outputs is a pass; empty where the backend refused the model.
         trouble: why it, or its layers, could not be run.
     """
@@ -86,8 +86,7 @@ class ModelDefect:
     effect: float
     outputs: bool
     layers: bool
-    first: str
-    where: str
+    right: bool
     accepted: dict[str, bool]
     trouble: str = ""
 
@@ -117,7 +116,7 @@ def _judge_model_defect(
     try:
         outputs = runs.defective(pair, soc, seed, name.replace(" ", "-"), model)
     except QnnError as error:  # the backend refuses the broken model: no run, no pass
-        return ModelDefect(pair.name, name, np.nan, True, True, "", tensor, {}, str(error).partition("\n")[0][:200])
+        return ModelDefect(pair.name, name, np.nan, True, True, True, {}, str(error).partition("\n")[0][:200])
     outcomes = runs.outcomes(pair, soc, seed)
     accepted = {
         rule: all(accepts(o, y) for o, y in zip(outcomes, outputs, strict=True)) for rule, accepts in RULES.items()
@@ -130,11 +129,11 @@ def _judge_model_defect(
         broken = _kept_layers(runs, f"{soc}-{pair.name}-{seed}-{name}", layered, samples)
         healthy = _healthy_layers(runs, plan, read_model(pair.quantized), samples, f"{soc}-{pair.name}-{seed}-healthy")
     except QnnError as error:
-        return ModelDefect(pair.name, name, np.nan, red, False, "", tensor, accepted, str(error)[:200])
+        return ModelDefect(pair.name, name, np.nan, red, False, False, accepted, str(error)[:200])
     verdict = judge_layer_runs(layered, broken)
-    first = verdict.failed[0].tensor if verdict.failed else ""
-    effect = _effect(layered, broken, healthy)
-    return ModelDefect(pair.name, name, effect, red, not verdict.ok, first, tensor, accepted)
+    there = {tensor} | {layer.tensor for layer in layered.layers if tensor in layer.sources}
+    right = bool(verdict.failed) and verdict.failed[0].tensor in there
+    return ModelDefect(pair.name, name, _effect(layered, broken, healthy), red, not verdict.ok, right, accepted)
 
 
 def _kept_layers(runs: Runs, name: str, layered: LayeredModel, samples: list[dict[str, np.ndarray]]) -> list[LayerRun]:

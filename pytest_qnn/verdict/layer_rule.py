@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pytest_qnn.verdict.metrics import Evidence
 
 TINY = 1e-300
+F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ class LayerConstants:
     peak: float = 4.0  # the largest |e|
     peak_spread: float = 64.0  # likewise: single elements are far off; healthy maximum 42
     again: float = 3.0  # in rms of what rounding weights once more costs a channel
+    saturated: int = 4  # elements at an end of the range
+    saturation: float = 4.0  # by how much the reference's must lie beyond all others
+    grid: int = (
+        16  # steps; results that are all a multiple of it apart were computed in fewer bits. Healthy: not even of 2
+    )
+    grid_count: int = 64  # elements that it takes to tell
+    grid_share: float = 0.99
     few: float = 2.0  # limits grow by this over the root of the number of elements
 
 
@@ -63,9 +71,16 @@ class LayerCase:
     relative: float = 0.0
     again: npt.NDArray[np.float64] | None = None
     evidence: Evidence = field(default_factory=lambda: Evidence(step=1.0, has_float=False))
+    grids: tuple[F64, F64] = field(
+        default_factory=lambda: (np.zeros(DEFAULT.grid), np.zeros(DEFAULT.grid))
+    )  # of q and y
 
     def add(self, q: Any, y: Any, r: Any, zero_point: int) -> None:
         """Add one sample: integer arrays of one shape."""
+        if self.bits > 8:
+            for counts, values in zip(self.grids, (q, y), strict=True):
+                inside = values[(values != zero_point) & (values > values.min()) & (values < values.max())]
+                counts += np.bincount(inside % DEFAULT.grid, minlength=DEFAULT.grid)
         q, y, r = (np.asarray(a.astype(np.int32) - zero_point, np.float32) for a in (q, y, r))
         self.evidence.add(q, y, None, r)
 
@@ -160,6 +175,8 @@ def _tests(case: LayerCase, c: LayerConstants) -> list[str | None]:
         _over("largest error", s.max_e, _peak(case, c) + s.max_h),
         _gain(case, c),
         _channel(case, c),
+        _saturation(case, c),
+        _grid(case, c),
     ]
 
 
@@ -184,6 +201,23 @@ def _gain(case: LayerCase, c: LayerConstants) -> str | None:
     if carriers < c.gain_count or abs(slope) <= limit or moved <= c.gain_worth * max(case.amplitude, 0.5):
         return None
     return f"gain: the slope is {1 + slope:.4f} (limit 1 +- {limit:.4f})"
+
+
+def _saturation(case: LayerCase, c: LayerConstants) -> str | None:
+    count = max(end.saturated(c.saturation * max(case.amplitude, 0.5)) for end in case.evidence.ends)
+    if count < c.saturated:
+        return None
+    return f"saturation: {count} elements at the end of the range all have one value, in the reference not"
+
+
+def _grid(case: LayerCase, c: LayerConstants) -> str | None:
+    """Whether all results lie on a coarse grid, and the reference's don't: fewer bits than the encoding has."""
+    q, y = (float(counts.max()) / max(float(counts.sum()), 1.0) for counts in case.grids)
+    if min(counts.sum() for counts in case.grids) < c.grid_count or y < c.grid_share or q > 0.5:
+        return None
+    return (
+        f"bits: all results lie on a grid of {c.grid} steps or more: they were computed in fewer than {case.bits} bits"
+    )
 
 
 def _channel(case: LayerCase, c: LayerConstants) -> str | None:

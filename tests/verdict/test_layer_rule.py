@@ -86,3 +86,23 @@ def test_no_layer_is_no_pass() -> None:
 def test_the_first_failure_in_the_graphs_order_comes_first() -> None:
     good, bad, worse = judged(Q), judged(moved(1)), judged(np.zeros_like(Q))
     assert LayersVerdict((good, bad, worse), 1).failed == (bad, worse)
+
+
+def test_results_of_fewer_bits_are_seen_however_small_their_error() -> None:
+    q = np.clip(np.rint(RNG.normal(30_000, 5_000, (1, 8, 12, 12))), 0, 65535).astype(np.uint16)
+    coarse = ((q.astype(np.int64) + 128) // 256 * 256).astype(np.uint16)
+    fine = np.clip(q + np.rint(RNG.normal(0, 74, q.shape)), 0, 65535).astype(np.uint16)  # as far off, on no grid
+
+    def judged_wide(y: np.ndarray) -> LayerFinding:
+        case = LayerCase("t", "conv", "Conv", amplitude=128.0, spread=True, bits=16)
+        case.add(q, y, q, 30_000)
+        return case.judge()
+
+    assert [text.partition(":")[0] for text in judged_wide(coarse).failures] == ["bits"]
+    assert judged_wide(fine).ok
+
+
+def test_a_range_that_is_cut_off_is_seen() -> None:
+    q = np.arange(256, dtype=np.uint8).repeat(8).reshape(1, 1, 32, 64)
+    finding = judged(np.minimum(q, 247), q, spread=True)
+    assert any(text.startswith("saturation") for text in finding.failures)
