@@ -18,10 +18,18 @@ from onnx import helper
 from pytest_qnn.errors import ModelError
 from pytest_qnn.model.encoding import Encoding
 from pytest_qnn.model.graph_encodings import MOVES_ONLY, GraphEncodings
-from pytest_qnn.model.onnx_file import load_proto
+from pytest_qnn.model.onnx_file import load_proto, read_model
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
 QUIET = (*MOVES_ONLY, "DequantizeLinear", "QuantizeLinear", "Constant", "Cast")  # never what a layer is called after
+
+
+LARGEST = 1 << 30  # bytes; protobuf's own limit is 2 GiB, and several copies are in memory at a time
+
+
+def is_too_large(file: Path) -> bool:
+    """Whether a model with its external data is larger than what is rewritten here."""
+    return sum(Path(name).stat().st_size for name, _ in read_model(file).files) > LARGEST
 
 
 @dataclass(frozen=True)
@@ -70,9 +78,14 @@ def load_whole(file: Path) -> Any:
     """The file's ModelProto with its weights in memory.
 
     Raises:
-        ModelError: it can't be read.
+        ModelError: it can't be read, or is too large to be written again in one piece with what a cut or noise adds.
     """
     proto = load_proto(file)
+    if is_too_large(file):
+        raise ModelError(
+            f"{file}: with its weights it has more than {LARGEST >> 20} MiB: too large to be cut into layers. Judge its parts "
+            "(onnx.utils.extract_model)"
+        )
     onnx.load_external_data_for_model(proto, str(file.parent))
     return proto
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_qnn.layers.cut import QUIET, WEIGHTED, Layer, find_layers, load_whole
+from pytest_qnn.layers.cut import QUIET, WEIGHTED, Layer, find_layers, is_too_large, load_whole
 from pytest_qnn.model.saved_model import save_model
 
 DRAW = "pytest_qnn_draw"  # the graph input that tells draws apart: float32[1]
@@ -87,12 +87,14 @@ def write_envelope(file: Path, output: Path, dimensions: Mapping[str, int] | Non
 
     Returns:
         Whether there is an envelope. There is none, and nothing is written, where part of the model computes in float, or a shape isn't
-        known: noise would be missing there, and the limits that follow from it be too tight.
+        known: noise would be missing there, and the limits that follow from it be too tight. Nor for models over 1 GiB.
 
     Raises:
         ModelError: the model can't be read.
         OptionError: the file can't be written.
     """
+    if is_too_large(file):
+        return False
     proto = load_whole(file)
     for dim in (d for v in (*proto.graph.input, *proto.graph.output) for d in v.type.tensor_type.shape.dim):
         if dim.dim_param in (dimensions or {}):

@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pytest_qnn import InputError, LayerError, UsageError, assert_layers_match_reference
+from pytest_qnn import InputError, LayerError, ModelError, UsageError, assert_layers_match_reference
 from pytest_qnn.backend import Backend
+from pytest_qnn.layers.envelope import write_envelope
 from pytest_qnn.layers.judge import judge_layers
 from pytest_qnn.layers.run import LayeredModel
 from pytest_qnn.model.onnx_file import read_model
@@ -20,15 +21,14 @@ from tests.qdq_graph import QdqGraph
 SAMPLES = [{"x": np.random.default_rng(k).normal(size=(1, 3, 16, 16)).astype(np.float32)} for k in range(2)]
 
 
-def with_initializer(
-    source: Path, output: Path, pick: Callable[[str], bool], change: Callable[[np.ndarray], np.ndarray]
-) -> Path:
-    """The model with one initializer changed."""
+def with_weight_scale(htp: Backend, source: Path, output: Path, factor: float) -> LayeredModel:
+    """The backend gets the model with another scale of its weights, the reference the intact one."""
     model = onnx.load(str(source))
-    (chosen,) = (i for i in model.graph.initializer if pick(i.name))
-    chosen.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(chosen)), chosen.name))
+    (scale,) = (i for i in model.graph.initializer if i.name.startswith("w") and "scale" in i.name)
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(factor), scale.name))
     onnx.save(model, str(output))
-    return output
+    session = htp.load(source)
+    return LayeredModel(session.bench, session.plan, read_model(output), session.bench.limits, read_model(source))
 
 
 def test_each_layer_of_a_healthy_model_passes(htp: Backend, models: Path) -> None:
@@ -44,16 +44,7 @@ def test_a_layer_that_the_backend_computes_otherwise_is_found_and_named(
     htp: Backend, models: Path, tmp_path: Path
 ) -> None:
     """The backend runs a model whose weights have a scale 2% off; the reference has the right one."""
-    broken = with_initializer(
-        models / "conv.qdq.onnx",
-        tmp_path / "broken.onnx",
-        lambda name: name.startswith("w") and "scale" in name,
-        lambda s: s * np.float32(1.02),
-    )
-    session = htp.load(models / "conv.qdq.onnx")
-    layered = LayeredModel(
-        session.bench, session.plan, read_model(broken), session.bench.limits, read_model(models / "conv.qdq.onnx")
-    )
+    layered = with_weight_scale(htp, models / "conv.qdq.onnx", tmp_path / "broken.onnx", 1.02)
     verdict = judge_layers(layered, SAMPLES)
     assert [layer.name for layer in verdict.failed] == ["conv"]
     assert any(failure.startswith("gain") for failure in verdict.failed[0].failures)
@@ -128,17 +119,18 @@ def test_what_is_wrong_with_the_model_is_not_taken_for_the_references_own_doubt(
     htp: Backend, models: Path, tmp_path: Path
 ) -> None:
     """A model ten times off is red: the reference is checked against itself, not against the broken one."""
-    broken = with_initializer(
-        models / "conv.qdq.onnx",
-        tmp_path / "broken.onnx",
-        lambda name: name.startswith("w") and "scale" in name,
-        lambda s: s * np.float32(0.1),
-    )
-    session = htp.load(models / "conv.qdq.onnx")
-    reference = read_model(models / "conv.qdq.onnx")
-    layered = LayeredModel(session.bench, session.plan, read_model(broken), session.bench.limits, reference)
+    layered = with_weight_scale(htp, models / "conv.qdq.onnx", tmp_path / "broken.onnx", 0.1)
     (run,) = layered.run(SAMPLES[:1])
     last = layered.layers[-1].tensor
     assert (run.m[last] != run.q[last]).mean() > 0.5
     assert np.abs(run.r[last].astype(int) - run.q[last]).max() <= 1
     assert [layer.name for layer in judge_layers(layered, SAMPLES).failed] == ["conv"]
+
+
+def test_a_model_that_is_too_large_is_judged_without_layers_and_envelope(
+    htp: Backend, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_qnn.layers.cut.LARGEST", 100)
+    with pytest.raises(ModelError, match="too large to be cut into layers"):
+        htp.load(models / "conv.qdq.onnx").layered  # noqa: B018
+    assert not write_envelope(models / "conv.qdq.onnx", tmp_path / "envelope.onnx")
