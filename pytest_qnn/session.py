@@ -318,7 +318,8 @@ class Session:
         listed: list[Any] = list(inputs) if several else [inputs]
         if not listed:
             raise InputError(f"{self.subject}: no samples: the list of inputs is empty")
-        return [self._check(sample, False, f" (sample {i} of the list)") for i, sample in enumerate(listed)]
+        places = (f" (sample {i} of the list)" if several else "" for i in range(len(listed)))
+        return [self._check(sample, False, where) for sample, where in zip(listed, places, strict=True)]
 
     def _check(self, sample: object, allow_non_finite: bool, where: str) -> dict[str, Array]:
         return check_inputs(f"{self.subject}{where}", self.inputs, sample, allow_non_finite)
