@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -320,16 +321,38 @@ def test_served_devices_can_be_used_and_end_with_the_command(
     until(lambda: list(tmp_path.iterdir()) == [], "files are left")
 
 
-def test_a_command_tidies_up_with_its_devices_after_ctrl_c(tmp_path: Path) -> None:
-    script = 'trap "sleep 0.5; echo tidied; exit 3" INT; echo ready; while :; do sleep 0.05; done'
-    command = [sys.executable, "-m", "pytest_qnn.testing.loopback", "--", "sh", "-c", script]
+# Popen returns late, as on a busy machine: the command runs before this process knows it.
+LATE = """
+import subprocess, sys, time
+class Late(subprocess.Popen):
+    def __init__(self, command, *arguments, **options):
+        super().__init__(command, *arguments, **options)
+        if command[0] == "sh": time.sleep(2)
+subprocess.Popen = Late
+from pytest_qnn.testing.loopback.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("start", [["-m", "pytest_qnn.testing.loopback"], ["-c", LATE]], ids=["now", "late"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_tidies_up_with_its_devices(tmp_path: Path, start: list[str], how: signal.Signals) -> None:
+    script = 'trap "sleep 0.5; echo tidied; exit 3" INT TERM; echo ready; while :; do sleep 0.05; done'
+    command = [sys.executable, *start, "--", "sh", "-c", script]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=-1, text=True, env=environment, start_new_session=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.stdout.read() == "tidied\n"
-        assert process.wait(30) == 3
+        if how is signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does
+        else:
+            process.send_signal(how)
+        try:
+            assert process.communicate(timeout=30)[0] == "tidied\n"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 3
     until(lambda: list(tmp_path.iterdir()) == [], "files are left")
 
 

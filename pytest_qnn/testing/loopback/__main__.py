@@ -92,14 +92,26 @@ def _vendors_files(sdk: Path) -> dict[str, Path]:
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command and wait for it, also after Ctrl-C: it tidies up, and needs the devices for that."""
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # came while the command was being started
+
+    def pass_on(number: int, frame: object) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
+
+    # Before the command starts, for it may be faster than this process; functions, since a command inherits SIG_IGN.
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal sends it to the command too
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
     try:
         child = subprocess.Popen(command, env=environment)
     except OSError as error:
         sys.stderr.write(f"loopback: {command[0]}: {error.strerror or error}\n")
         return 127
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command too
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: child.send_signal(number))
+    for number in early:
+        child.send_signal(number)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
