@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -34,6 +33,7 @@ from pytest_qnn.session import Session
 from pytest_qnn.settings import unknown_name
 from pytest_qnn.targets.options import check_options
 from pytest_qnn.targets.target import Plan
+from pytest_qnn.work_folder import work_folder
 
 if TYPE_CHECKING:
     from pytest_qnn.bench import Bench
@@ -160,8 +160,8 @@ class Backend:
                 if kept := keep_context(order):
                     return copy_to(kept[0].wrapper, kept[0].manifest, folder, stem)
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as work:
-                wrapper = Path(work, "model.ctx.onnx")
+            with work_folder(folder) as work:
+                wrapper = work / "model.ctx.onnx"
                 self.bench.artifacts["compiled"] += 1
                 return copy_to(wrapper, compile_order(order, wrapper), folder, stem)
         except CompileError as error:

@@ -17,7 +17,6 @@ from pytest_qnn.backend import Backend
 from pytest_qnn.errors import BackendUnavailableError, ModelError, UsageError
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.onnx_file import read_model
-from pytest_qnn.model.probe import temporary_folder
 from pytest_qnn.runners.ort import LoadedModel, LoadRequest
 from pytest_qnn.runners.process import Limits, ProcessPool
 from pytest_qnn.runners.reference import Reference, ReferenceRunner
@@ -27,6 +26,7 @@ from pytest_qnn.targets import open_target
 from pytest_qnn.targets.target import Plan
 from pytest_qnn.verdict.latency import LatencyBudget
 from pytest_qnn.versions import installed_version
+from pytest_qnn.work_folder import temporary_folder
 
 if TYPE_CHECKING:
     from pytest_qnn.devices.attached import AttachedDevice

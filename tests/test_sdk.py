@@ -115,7 +115,7 @@ def test_the_command_takes_a_float_model_to_context_binaries(
         assert info.soc.name == soc
         assert info.graphs[0].inputs[0].shape == (1, 3, 16, 16)
         assert dict(info.graphs[0].memory)["vtcm_bytes"] == 2 << 20  # the file wins over the project's table
-    assert not list(made.glob(".sdk-*"))
+    assert not list(made.glob(".pytest-qnn-work-*"))
     assert {p.name for p in tmp_path.iterdir()} == {"out", "sample.npz", "config.json", "pyproject.toml"}
 
 

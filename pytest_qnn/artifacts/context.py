@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import onnx
 
 from pytest_qnn.errors import ArtifactError
 from pytest_qnn.model.onnx_file import file_digest, load_proto
+from pytest_qnn.work_folder import work_folder
 
 FORMAT = 3
 
@@ -243,14 +243,14 @@ def copy_to(wrapper: Path, manifest: Manifest, output: Path, stem: str) -> Path:
         for attribute in node.attribute:
             if attribute.name == "ep_cache_context":
                 attribute.s = binary.encode()
-    with tempfile.TemporaryDirectory(dir=output, prefix=".compile-") as work:
-        draft = Path(work, copied.name)
-        shutil.copyfile(wrapper.parent / manifest.binary, Path(work, binary))
+    with work_folder(output) as work:
+        draft = work / copied.name
+        shutil.copyfile(wrapper.parent / manifest.binary, work / binary)
         onnx.save(proto, str(draft))
         copy = replace(manifest, binary=binary, wrapper_sha256=file_digest(draft))
         copy.write(draft)
         copied.unlink(missing_ok=True)
-        for file in (Path(work, binary), manifest_file(draft), draft):
+        for file in (work / binary, manifest_file(draft), draft):
             os.replace(file, output / file.name)
     return copied
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from pytest_qnn.artifacts.matching import Edge, Match, match_tensors
 from pytest_qnn.artifacts.unwrap import binary_of, known_names
 from pytest_qnn.errors import ArtifactError
 from pytest_qnn.model.onnx_file import Model, file_digest, read_model
+from pytest_qnn.work_folder import work_folder
 
 FORMAT = 1
 
@@ -84,8 +84,8 @@ def export_binary(
         BackendUnavailableError: libQnnSystem isn't here.
     """
     file, target = Path(source).expanduser().absolute(), Path(folder).expanduser().absolute()
-    with tempfile.TemporaryDirectory(prefix="pytest-qnn-") as extracted:
-        found, known = (file, {}) if file.suffix != ".onnx" else binary_of(file, Path(extracted))
+    with work_folder() as extracted:
+        found, known = (file, {}) if file.suffix != ".onnx" else binary_of(file, extracted)
         info = read_context_binary(found)
         described = _model(model, dimensions, file if known else None)
         match = None
@@ -97,8 +97,8 @@ def export_binary(
         text = json.dumps(describe(info, binary.name, described, match), indent=1) + "\n"
         try:
             target.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target, prefix=".export-") as work:
-                draft = Path(shutil.copyfile(found, Path(work, "binary")))
+            with work_folder(target) as work:
+                draft = Path(shutil.copyfile(found, work / "binary"))
                 if file_digest(draft) != info.sha256:
                     raise ArtifactError(f"{file} changed on disk since it was read: export it again")
                 with suppress(FileNotFoundError):

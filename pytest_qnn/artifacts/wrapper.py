@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pytest_qnn.artifacts.matching import Edge, Match, match_tensors
 from pytest_qnn.errors import ArtifactError
 from pytest_qnn.model.onnx_file import Model, file_digest
 from pytest_qnn.model.tensors import TensorSpec
+from pytest_qnn.work_folder import work_folder
 
 OPSET, IR_VERSION = 21, 10  # the first opset whose QuantizeLinear writes 16-bit integers
 EDGE_OPERATORS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Transpose", "Reshape"})
@@ -87,12 +87,12 @@ def wrap(
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             path.unlink()  # while it is missing, nothing here can be taken for finished
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".wrap-") as work:
-            _link(info.path, Path(work, "binary"), binary)
+        with work_folder(folder) as work:
+            _link(info.path, work / "binary", binary)
             if file_digest(binary) != info.sha256:
                 raise ArtifactError(f"{info.path} changed on disk since it was read: load it again")
-            onnx.save(proto, str(Path(work, "wrapper")))
-            os.replace(Path(work, "wrapper"), path)
+            onnx.save(proto, str(work / "wrapper"))
+            os.replace(work / "wrapper", path)
     except OSError as error:
         raise ArtifactError(f"{folder}: the wrapper can't be written: {error.strerror or error}") from error
     edges = tuple((n.name, n.op_type) for n in proto.graph.node if n.op_type != "EPContext")

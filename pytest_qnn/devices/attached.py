@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from pytest_qnn.errors import (
     RuntimeCrashError,
     TargetError,
 )
+from pytest_qnn.work_folder import work_folder
 
 T = TypeVar("T")
 GONE_SECONDS = 3.0  # for a device that did not come back when it was waited for
@@ -91,7 +91,7 @@ class AttachedDevice:
 
     def folder(self) -> Path:
         """A new folder on this host, for files on their way; gone when the device is closed."""
-        return Path(self._local.enter_context(tempfile.TemporaryDirectory(prefix="pytest-qnn-device-")))
+        return self._local.enter_context(work_folder())
 
     # --- using it -----------------------------------------------------------------------------------------------------
 

@@ -18,10 +18,10 @@ from pytest_qnn.lint.findings import Finding
 from pytest_qnn.lint.graph import TRANSPARENT, Graph, label
 from pytest_qnn.model.encoding import Encoding
 from pytest_qnn.model.graph_encodings import QUANTIZERS
-from pytest_qnn.model.probe import temporary_folder
 from pytest_qnn.runners.ort import CPU, LoadedModel, LoadRequest
 from pytest_qnn.runners.process import Limits, ProcessPool
 from pytest_qnn.runners.reference import LEVEL
+from pytest_qnn.work_folder import temporary_folder
 
 CLIPPED_DB = 20.0  # of the signal over what clipping takes away
 FEWEST_LEVELS = 32  # steps over which the values are spread: five bits

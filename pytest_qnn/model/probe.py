@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from pytest_qnn.errors import TargetError
+from pytest_qnn.work_folder import temporary_folder
 
 PROBE_INPUT = np.array([[-1.0, 0.0, 0.5, 2.0]], np.float32)
 
@@ -31,18 +30,3 @@ def one_node_model(operator: str) -> Iterator[Path]:
         file = folder / f"pytest-qnn-probe-{operator.lower()}.onnx"
         onnx.save(model, str(file))
         yield file
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder that is gone afterwards.
-
-    Raises:
-        TargetError: none can be made.
-    """
-    try:
-        made = tempfile.TemporaryDirectory(prefix="pytest-qnn-")
-    except OSError as error:
-        raise TargetError(f"no temporary folder can be made: {error.strerror or error}: see TMPDIR") from error
-    with made as folder:
-        yield Path(folder)

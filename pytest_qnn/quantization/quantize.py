@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -38,6 +37,7 @@ from pytest_qnn.quantization.preparation import (
 )
 from pytest_qnn.quantization.report import CalibrationReport, InputWatch, build_report
 from pytest_qnn.settings import unknown_name
+from pytest_qnn.work_folder import work_folder
 
 METADATA_KEY = "pytest_qnn.quantization"
 
@@ -101,8 +101,7 @@ def quantize(
     samples = open_calibration_data(data, given.inputs, chosen.samples, chosen.raw_type)
     watch = InputWatch()
     notes: list[str] = []
-    with _collected_warnings(notes), tempfile.TemporaryDirectory(prefix="pytest-qnn-quantize-") as name:
-        work = Path(name)
+    with _collected_warnings(notes), work_folder() as work:
         prepared = prepare(source, proto, chosen, work, notes)
         del proto  # it may be large
         counted = _report_progress(samples, samples.count if chosen.samples is None else chosen.samples, progress)

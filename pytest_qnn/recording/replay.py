@@ -9,7 +9,6 @@ more.
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from pytest_qnn.recording.log import LOG, DamagedRecordingError
 from pytest_qnn.recording.parts import SESSION, Part, Parts
 from pytest_qnn.recording.questions import Question
 from pytest_qnn.recording.stored import Asked, StoredDevice, StoredPart, read_session
+from pytest_qnn.work_folder import work_folder
 
 T = TypeVar("T")
 
@@ -117,8 +117,8 @@ class Replay:
         if into.exists():
             raise FileExistsError(17, "this is there already", str(into))
         into.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{into.name}.", suffix=".part") as draft:
-            folder = Path(draft) / "files"
+        with work_folder(into.parent) as draft:
+            folder = draft / "files"
             folder.mkdir()
             for name, described in files.items():
                 try:

@@ -20,11 +20,11 @@ from pytest_qnn.errors import (
     TargetMemoryError,
 )
 from pytest_qnn.model.onnx_file import is_unchanged
-from pytest_qnn.model.probe import temporary_folder
 from pytest_qnn.runners.loaded import Inference, Timing
 from pytest_qnn.runners.process import Limits, ProcessPool, RuntimeProcess
 from pytest_qnn.runners.profile import Profile, read_events
 from pytest_qnn.runners.shared_tensors import Array
+from pytest_qnn.work_folder import temporary_folder
 
 QNN = "QNNExecutionProvider"
 CPU = "CPUExecutionProvider"

@@ -15,12 +15,12 @@ from pytest_qnn.artifacts.array_cache import FORMAT, ArrayCache
 from pytest_qnn.errors import OptionError, TargetError
 from pytest_qnn.model.inputs import check_inputs
 from pytest_qnn.model.onnx_file import Model, check_unchanged, read_model
-from pytest_qnn.model.probe import temporary_folder
 from pytest_qnn.model.tensors import digest_of_arrays
 from pytest_qnn.runners.ort import CPU, LoadedModel, LoadRequest
 from pytest_qnn.runners.process import Limits
 from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.versions import installed_version
+from pytest_qnn.work_folder import temporary_folder
 
 LEVEL = "ORT_DISABLE_ALL"  # the graph as it is written: what "the reference" means
 CHECK_LEVEL = "ORT_ENABLE_ALL"  # the reference is checked against this

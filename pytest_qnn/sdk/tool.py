@@ -25,6 +25,7 @@ from pytest_qnn.errors import (
 )
 from pytest_qnn.model.onnx_file import file_digest
 from pytest_qnn.sdk.installation import Sdk
+from pytest_qnn.work_folder import work_folder
 
 GUARD = Path(__file__).with_name("guard.py")
 RECORD_SUFFIX = ".sdk.json"
@@ -168,8 +169,8 @@ def step(sdk: Sdk, tool: str, subject: str, output: Path, log: str, timeout: flo
     sdk.tool(tool)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output, prefix=".sdk-", ignore_cleanup_errors=True) as work:
-            yield Step(sdk, tool, subject, Path(work), output, output / log, float(timeout))
+        with work_folder(output) as work:
+            yield Step(sdk, tool, subject, work, output, output / log, float(timeout))
     except OSError as error:
         raise ArtifactError(f"{output}: can't be written: {error.strerror or error}") from error
 
@@ -233,8 +234,8 @@ def ask(sdk: Sdk, tool: str, argument: str, timeout: float) -> tuple[int | None,
         TargetError: it couldn't be started.
     """
     command = [*sdk.command(tool), argument]
-    with tempfile.TemporaryDirectory(prefix="pytest-qnn-") as work, tempfile.TemporaryFile() as log:
-        code = run_guarded(command, sdk.environment(), Path(work), log.fileno(), timeout)
+    with work_folder() as work, tempfile.TemporaryFile() as log:
+        code = run_guarded(command, sdk.environment(), work, log.fileno(), timeout)
         log.seek(0)
         return code, log.read().decode(errors="replace")
 

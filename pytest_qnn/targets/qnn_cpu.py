@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
 from pytest_qnn.errors import TargetError
+from pytest_qnn.work_folder import work_folder
 
 LIBRARY = "libQnnCpu.so"
 WHEEL_VERSION = "2.3.0"  # the last release of onnxruntime-qnn whose wheels carry the CPU backend
@@ -94,11 +94,11 @@ def fetch_cpu_library(force: bool = False) -> Path:
         with FileLock(target.parent / f"{target.name}.lock"):
             if not force and is_fetched():
                 return library
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as work:
-                _unpack(_download(Path(work)), Path(work, "unpacked"))
+            with work_folder(target.parent) as work:
+                _unpack(_download(work), work / "unpacked")
                 if target.exists():
                     shutil.rmtree(target)
-                Path(work, "unpacked").rename(target)
+                (work / "unpacked").rename(target)
     except OSError as error:
         raise TargetError(f"{target}: can't be written: {error.strerror or error}") from error
     return library

@@ -110,8 +110,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     except OSError as error:
         sys.stderr.write(f"loopback: {command[0]}: {error.strerror or error}\n")
         return 127
-    for number in early:
-        child.send_signal(number)
+    for came in early:
+        child.send_signal(came)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
