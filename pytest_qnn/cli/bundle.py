@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_qnn.cli import write
+from pytest_qnn.cli.devices import add_settings, read_settings
 from pytest_qnn.errors import BundleError, PlacementError, QnnError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def register(commands: Any) -> None:
     )
     again = actions.add_parser(
         "run",
-        help="run the inputs again on this host, judge by the same limits, compare with the stored outputs",
+        help="run the inputs again on this host or a device, judge by the same limits, compare with the stored outputs",
         description="Exit code 0: reproduced (it fails again, with the same outputs or different ones), 1: not reproduced, 2: "
         "nothing was judged (wrong usage, damaged, the model isn't there, the runtime failed).",
     )
@@ -50,7 +51,11 @@ def register(commands: Any) -> None:
         action.add_argument("folder", metavar="DIR", help="a bundle, as a failure's message names it")
         action.add_argument("--json", action="store_true", help="print JSON")
         action.set_defaults(run=function)
-    again.add_argument("--soc", help="on this SoC instead of the stored one")
+    again.add_argument("--soc", help="simulate this SoC instead of the stored one")
+    again.add_argument(
+        "--device", metavar="SERIAL", help="on this attached device: its serial, or adb://SERIAL@HOST:PORT"
+    )
+    add_settings(again)
     again.add_argument("--model", metavar="FILE", help="where the model is now")
     again.add_argument("--float-model", metavar="FILE", help="where its float original is now")
     again.add_argument("--artifact", metavar="FILE", help="where the artifact is now that the test gave")
@@ -127,7 +132,8 @@ def _print(bundle: Bundle) -> None:
     console.print()
     if told["commands"]["test"]:
         console.print(_plain(f"the test: {told['commands']['test']}"), soft_wrap=True)
-    console.print(_plain(f"these samples alone: {run_command(bundle.folder, told['artifact_file'])}"), soft_wrap=True)
+    command = run_command(bundle.folder, told["artifact_file"], told.get("device_options", {}))
+    console.print(_plain(f"these samples alone: {command}"), soft_wrap=True)
 
 
 def _model_line(model: Mapping[str, Any]) -> str:
@@ -233,19 +239,26 @@ def _run_again(bundle: Bundle, chosen: argparse.Namespace) -> int:
     from pytest_qnn.assertions import not_allowed
     from pytest_qnn.bench import Bench
     from pytest_qnn.devices.soc import find_soc
-    from pytest_qnn.interface import project_folder
     from pytest_qnn.markers import BackendRequest
     from pytest_qnn.records.bundle import verdict_json
     from pytest_qnn.records.record import plain
     from pytest_qnn.records.stored_bundle import differing
-    from pytest_qnn.settings import load_settings
     from pytest_qnn.three_ways import references_of
 
     told, provenance = bundle.description, bundle.description["provenance"]
-    settings = load_settings(project_folder(Path.cwd())).on_this_host()
+    if chosen.device:
+        if chosen.soc:
+            raise UsageError("--soc: an attached device has its own: leave out --soc or --device")
+        settings = replace(read_settings(chosen, device=chosen.device), target="adb")
+    else:
+        if given := [
+            n for n in ("adb_server", "device_folder", "device_python", "device_runtime") if getattr(chosen, n)
+        ]:
+            raise UsageError(f"--{given[0].replace('_', '-')} is for a device: name it with --device")
+        settings = read_settings(chosen).on_this_host()
+        settings = replace(settings, soc=find_soc(chosen.soc or provenance["soc"] or settings.soc).name)
     # what the run was made with is stored; what the project says by now would change it
-    soc = find_soc(chosen.soc or provenance["soc"] or settings.soc).name
-    bench = Bench(replace(settings, backend_options={}, soc=soc))
+    bench = Bench(replace(settings, backend_options={}))
     try:
         session = _load(bundle, bench.backend(BackendRequest(provenance["backend"])), chosen)
         if elsewhere := not_allowed(session):

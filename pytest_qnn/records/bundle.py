@@ -53,6 +53,7 @@ ARRAYS_LIMIT = 32 * MIB  # of all kept samples; one sample is kept in any case
 MODEL_LIMIT = 16 * MIB  # of model and float original: smaller ones are copied
 INPUTS, BACKEND, QUANTIZED, CHECK, FLOAT = "inputs.npz", "backend.npz", "quantized.npz", "check.npz", "float.npz"
 ENVELOPE = tuple(f"envelope_{k}.npz" for k in range(len(DRAWS)))
+DEVICE_OPTIONS = ("device", "adb_server", "device_folder", "device_python", "device_runtime")
 MODEL, FLOAT_MODEL = "model.onnx", "float_model.onnx"
 
 
@@ -131,11 +132,12 @@ def store_bundle(run: Run, verdict: AccuracyVerdict | None, reason: str) -> Kept
     return Kept(None, note)
 
 
-def run_command(folder: Path, artifact: str | None) -> str:
+def run_command(folder: Path, artifact: str | None, device: Mapping[str, str]) -> str:
     """The command that runs a bundle again; it can be pasted anywhere on this host.
 
     Args:
         artifact: that the test gave, where it lay.
+        device: the options that reach the device that it ran on, if it was one.
     """
     own = Path(sys.executable).with_name("pytest-qnn")
     on_path = shutil.which("pytest-qnn")
@@ -143,7 +145,22 @@ def run_command(folder: Path, artifact: str | None) -> str:
         program = ["pytest-qnn"]
     else:
         program = [sys.executable, "-m", "pytest_qnn.cli"]
-    return shlex.join([*program, "bundle", "run", str(folder), *(["--artifact", artifact] if artifact else [])])
+    given = {"artifact": artifact} if artifact else {}
+    options = [word for k, v in {**given, **device}.items() for word in (f"--{k.replace('_', '-')}", v)]
+    return shlex.join([*program, "bundle", "run", str(folder), *options])
+
+
+def _device_options(session: Session) -> dict[str, str]:
+    """What ``bundle run`` must be told to use the device that a session runs on; nothing if that is none."""
+    plan, settings = session.plan, session.bench.settings
+    if not plan.serial or (plan.device or {}).get("replayed"):
+        return {}
+    named = [text for text in settings.device if text.startswith(f"adb://{plan.serial}@")]
+    values = {name: getattr(settings, name) for name in DEVICE_OPTIONS}
+    values["device"] = named[0] if named else plan.serial
+    if named:
+        values["adb_server"] = None
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def _store(run: Run, verdict: AccuracyVerdict | None, reason: str, folder: Path, limit: float) -> Kept:
@@ -172,7 +189,7 @@ def _store(run: Run, verdict: AccuracyVerdict | None, reason: str, folder: Path,
         }
         description["digest"] = digest_of(description)
         (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    command = run_command(target, description["artifact_file"])
+    command = run_command(target, description["artifact_file"], description["device_options"])
     return Kept(target, choice.note, command, len(choice.samples), len(run.samples))
 
 
@@ -326,6 +343,7 @@ def _describe(
     session = run.session
     test = session.bench.test
     given = session.artifact.path if session.artifact.source == "given" else None
+    device = _device_options(session)
     cases = _cases(session, verdict)
     description: dict[str, Any] = plain(
         {
@@ -337,7 +355,7 @@ def _describe(
             "subject": session.subject,
             "commands": {
                 "test": repeat_command(session.bench, anywhere=True),
-                "bundle": run_command(target, given),
+                "bundle": run_command(target, given, device),
             },
             "host": {
                 "system": platform.platform(),
@@ -347,6 +365,7 @@ def _describe(
             "provenance": provenance,
             "allow_cpu": session.allow_cpu if isinstance(session.allow_cpu, bool) else sorted(session.allow_cpu),
             "artifact_file": given,
+            "device_options": device,
             "model": _model(session.model, copied.get(MODEL)),
             "float_model": session.float_model and _model(session.float_model, copied.get(FLOAT_MODEL)),
             "float_reference": float_name(session) if choice.references else None,

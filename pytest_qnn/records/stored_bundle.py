@@ -23,6 +23,7 @@ from pytest_qnn.records.bundle import (
     BACKEND,
     BUNDLE_VERSION,
     CHECK,
+    DEVICE_OPTIONS,
     ENVELOPE,
     FLOAT,
     FLOAT_MODEL,
@@ -217,7 +218,15 @@ def _check_provenance(folder: Path, description: Mapping[str, Any]) -> None:
     provenance = description["provenance"]
     missing = [name for name in _SHOWN if name not in provenance]
     tables = all(isinstance(provenance[name], dict) for name in ("versions", "options", "dimensions"))
-    if missing or not tables or provenance["backend"] not in BACKENDS or _LOADS & provenance["options"].keys():
+    device = description.get("device_options", {})  # what older bundles don't have
+    known = isinstance(device, dict) and all(k in DEVICE_OPTIONS and isinstance(v, str) for k, v in device.items())
+    if (
+        missing
+        or not tables
+        or not known
+        or provenance["backend"] not in BACKENDS
+        or _LOADS & provenance["options"].keys()
+    ):
         raise BundleError(f"{folder / DESCRIPTION}: its provenance is incomplete or has what doesn't belong there")
 
 

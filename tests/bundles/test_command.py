@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -196,6 +197,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "limits": (lambda f: rewritten(f, lambda d: d.update(limits=[])), "not one limit for each output"),
     "types": (lambda f: rewritten(f, lambda d: d.update(samples=3)), "not as its schema says"),
     "options": (lambda f: rewritten(f, lambda d: d["provenance"]["options"].update(artifact="x.so")), "provenance"),
+    "device": (lambda f: rewritten(f, lambda d: d["device_options"].update(artifact="x.so")), "provenance"),
     "pickle": (_pickle, "inputs.npz: not the arrays of this bundle"),
     "bomb": (_bomb, "inputs.npz: compressed"),
 }
@@ -226,6 +228,19 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert "it has no bundle.json" in capsys.readouterr().err
     assert main(["bundle", "show", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--device=1234", "--soc=SM8350"], "--soc: an attached device has its own"),
+        (["--adb-server=127.0.0.1:9"], "--adb-server is for a device: name it with --device"),
+        (["--device=1234", "--adb-server=127.0.0.1:9"], "nothing was judged: .*127.0.0.1:9"),
+    ],
+)
+def test_how_a_device_is_chosen_is_checked(options: list[str], text: str, wrong_bundle: Path, capsys: Capture) -> None:
+    assert main(["bundle", "run", str(wrong_bundle), *options]) == 2
+    assert re.search(text, capsys.readouterr().err)
 
 
 def test_nodes_on_the_cpu_are_no_answer(keep: Keep, keeping: Bench, tmp_path: Path, capsys: Capture) -> None:

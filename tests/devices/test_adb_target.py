@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -19,6 +23,7 @@ from pytest_qnn.devices.lease import DeviceLease
 from pytest_qnn.errors import BackendUnavailableError, DeviceBusyError, DeviceLostError
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.inputs import seeded_inputs
+from pytest_qnn.records.bundle import bundle_schema
 from pytest_qnn.session import Session
 from pytest_qnn.settings import Settings
 from pytest_qnn.testing import LoopbackDevice
@@ -111,6 +116,46 @@ def test_a_marked_test_runs_on_the_device_and_its_record_says_what_that_is(
     assert "stand-in" in record["subject"]
     assert f"--qnn-device={device.address}" in record["repeat"]
     assert not work_folders(device)
+
+
+@pytest.mark.parametrize("flavor", ["linux", "android"])
+def test_the_bundle_of_a_failing_case_runs_again_on_its_device(
+    flavor: str,
+    make_device: Callable[..., LoopbackDevice],
+    adb_server: AdbServer,
+    device_runtime: Path,
+    project: Callable[..., pytest.RunResult],
+    pytester: pytest.Pytester,
+) -> None:
+    device = make_device(flavor)
+    test = ACCURACY.replace("qnn_inputs(session))", "qnn_inputs(session)), Tolerance(sqnr_db=90)")
+    given = ["--qnn-target=adb", f"--qnn-adb-server={adb_server.address}", f"--qnn-device={device.address}"]
+    if flavor == "android":
+        given.append(f"--qnn-device-runtime={device_runtime}")
+    result = project(test, *given, "--qnn-artifacts=kept", "--qnn-json=report.json")
+    result.assert_outcomes(failed=1)
+    (record,) = (r for r in json.loads((pytester.path / "report.json").read_text())["records"] if r["bundle"])
+    bundle = Path(record["bundle"])
+    described = json.loads((bundle / "bundle.json").read_text())
+    jsonschema.validate(described, bundle_schema())
+    command = described["commands"]["bundle"]
+    assert command in result.stdout.str()
+    assert f"--device {device.address} --adb-server {adb_server.address}" in command
+
+    again = subprocess.run([*shlex.split(command), "--json"], capture_output=True, text=True, timeout=120)
+    assert (again.returncode, again.stderr) == (0, "")
+    told = json.loads(again.stdout)
+    assert (told["outcome"], told["changed"], told["outputs_that_differ"]) == ("reproduced", [], [])
+    assert not work_folders(device)
+
+    here = pytester.run(sys.executable, "-m", "pytest_qnn.cli", "bundle", "run", bundle)
+    assert here.ret == 0
+    here.stdout.fnmatch_lines(["changed: target: adb -> simulator"])
+
+    device.close()
+    lost = pytester.run(*shlex.split(command))
+    assert lost.ret == 2
+    lost.stderr.fnmatch_lines([f"pytest-qnn: nothing was judged: *{device.address}*"])
 
 
 # --- what somebody else made, and what only the SDK makes -------------------------------------------------------------
