@@ -74,7 +74,7 @@ def assert_matches_reference(run: Run, tolerance: Tolerances | None = None) -> A
     session = run.session
     cases = _cases(session, tolerance)
     require_placement(session)
-    verdict = _judge(run, cases)
+    verdict = _judge(run, cases, not run.passing)
     failed = verdict.failed
     layers, starts_at = _where_it_starts(run, verdict)
     reason = f"output {failed[0].name!r}: {failed[0].failures[0]}" if failed else ""
@@ -166,13 +166,17 @@ def _where_it_starts(run: Run, verdict: AccuracyVerdict) -> tuple[LayersVerdict 
     return layers, lines
 
 
-def judge_run(run: Run, tolerance: Tolerances | None = None) -> AccuracyVerdict:
+def judge_run(run: Run, tolerance: Tolerances | None = None, *, envelope: bool | None = None) -> AccuracyVerdict:
     """The verdict of :func:`assert_matches_reference`, whatever it is and wherever the nodes ran; no record is left.
+
+    Args:
+        envelope: whether the rounding envelope is drawn, where there is one. Default: not for inputs that were drawn at random.
 
     Raises:
         TargetError: the reference could not be computed.
     """
-    return _judge(run, _cases(run.session, tolerance))
+    # a drawn sample is judged once and alone: the envelope would cost more than all the rest
+    return _judge(run, _cases(run.session, tolerance), not run.passing if envelope is None else envelope)
 
 
 def _cases(session: Session, tolerance: Tolerances | None) -> list[OutputCase]:
@@ -188,11 +192,10 @@ def _cases(session: Session, tolerance: Tolerances | None) -> list[OutputCase]:
     return cases
 
 
-def _judge(run: Run, cases: list[OutputCase]) -> AccuracyVerdict:
+def _judge(run: Run, cases: list[OutputCase], envelope: bool) -> AccuracyVerdict:
     derived = any(case.tolerance is None and case.evidence.step for case in cases)
     count = len(run.samples)
-    # a drawn sample is judged once and alone: the envelope would cost more than all the rest
-    chosen, each = set(spread(count)) if derived and not run.passing else set(), draws_each(count)
+    chosen, each = set(spread(count)) if derived and envelope else set(), draws_each(count)
     for index, (sample, result) in enumerate(zip(run.samples, run.results, strict=True)):
         drawn = each if index in chosen else 0
         add_sample(cases, run.session.outputs, references_of(run.session, sample, drawn, run.passing), result)

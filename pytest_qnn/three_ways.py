@@ -46,18 +46,25 @@ def references_of(session: Session, sample: Mapping[str, Array], drawn: int = 0,
     """
     check = session.bench.references.run(session.executed, sample, CHECK_LEVEL, passing=passing)
     real = None if float_source(session) is None else float_outputs(session, sample, passing)
-    return References(quantized_outputs(session, sample, passing), check, real, _drawn(session, sample, drawn))
+    return References(quantized_outputs(session, sample, passing), check, real, _drawn(session, sample, drawn, passing))
 
 
-def _drawn(session: Session, sample: Mapping[str, Array], number: int) -> tuple[Mapping[str, Array], ...]:
-    """Draws of the envelope, whose noise is of HTP's size: other backends have none."""
-    if not number or session.backend != "htp" or session.executed.context or not session.executed.quantized:
+def has_envelope(session: Session) -> bool:
+    """Whether it is known how far rounding carries a model: of HTP alone, whose noise is measured, and of quantised models."""
+    if session.backend != "htp" or session.executed.context or not session.executed.quantized:
+        return False
+    return session.bench.references.envelope(session.executed) is not None
+
+
+def _drawn(
+    session: Session, sample: Mapping[str, Array], number: int, passing: bool
+) -> tuple[Mapping[str, Array], ...]:
+    if not number or not has_envelope(session):
         return ()
-    references = session.bench.references
-    envelope = references.envelope(session.executed)
-    if envelope is None:
-        return ()
-    return tuple(references.run(envelope, {**sample, DRAW: value}, LEVEL) for value in DRAWS[:number])
+    envelope = session.bench.references.envelope(session.executed)
+    assert envelope is not None
+    run = session.bench.references.run
+    return tuple(run(envelope, {**sample, DRAW: value}, LEVEL, passing=passing) for value in DRAWS[:number])
 
 
 def quantized_outputs(session: Session, sample: Mapping[str, Array], passing: bool = False) -> dict[str, Array]:

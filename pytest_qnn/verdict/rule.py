@@ -175,7 +175,8 @@ def _with_envelope(failures: list[str], by_envelope: list[str]) -> tuple[list[st
     arithmetic is what counts.
     """
     if by_envelope:
-        return (failures or by_envelope), ()  # those of the envelope would say the same again
+        said = any(failure.startswith(YIELDING) for failure in failures)
+        return (failures if said else [*failures, *by_envelope]), ()  # those of the envelope would say the same again
     excused = [failure for failure in failures if failure.startswith(YIELDING)]
     kept = [failure for failure in failures if failure not in excused]
     loss = next((failure for failure in excused if failure.startswith("loss:")), None)

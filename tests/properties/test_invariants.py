@@ -27,6 +27,8 @@ from pytest_qnn.properties import (
     assert_order_invariant,
     assert_quantizer,
     assert_saturates,
+    denormal,
+    edges,
     saturating,
     uniform,
 )
@@ -39,8 +41,8 @@ from tests.properties.tampered import Arrays, tampered
 SHAPE = (1, 3, 16, 16)
 
 
-def drawn(count: int = 4, **given: Any) -> list[Sample]:
-    return [Sample(x=uniform(SHAPE, seed=seed, within=(-0.9, 0.9), **given)) for seed in range(count)]
+def drawn(count: int = 4) -> list[Sample]:
+    return [Sample(x=uniform(SHAPE, seed=seed, within=(-0.9, 0.9))) for seed in range(count)]
 
 
 def beyond(session: Session) -> list[Sample]:
@@ -159,6 +161,19 @@ def test_a_backend_that_computes_another_model_breaks_the_match_with_the_referen
     other._loaded = htp.load(tmp_path / "swapped.onnx")._loaded
     with pytest.raises(InvariantError, match="matches_reference"):
         assert_backend_matches(other, drawn())
+
+
+@pytest.mark.parametrize("kind", [uniform, denormal, edges])
+def test_a_bias_of_16_bits_is_told_from_what_htp_is_off_by(htp: Backend, tmp_path: Path, kind: Any) -> None:
+    """HTP's sums are off by up to 2 steps of 65,535, and not at random; 40 steps are no rounding."""
+    pair = QdqModel(SHAPE, (Step("Conv", 1),), activation=16).save(tmp_path)
+    session = htp.load(pair.quantized, float_model=pair.float_model)
+    assert session.outputs[0].encoding is not None
+    step = np.float32(session.outputs[0].encoding.step)
+    samples = [Sample(x=kind(SHAPE, seed=seed, within=session.inputs[0].encoding)) for seed in range(4)]
+    assert assert_backend_matches(session, samples).ok
+    with pytest.raises(InvariantError, match=r"bias: the mean of y-q is \+?(40|39\.\d) steps"):
+        assert_backend_matches(tampered(session, lambda n, x, y: {"y": y["y"] + 40 * step}), samples)
 
 
 def test_what_a_quantisation_ruins_is_not_the_backends_fault(htp: Backend, tmp_path: Path) -> None:
