@@ -49,20 +49,20 @@ def references_of(session: Session, sample: Mapping[str, Array], drawn: int = 0,
     return References(quantized_outputs(session, sample, passing), check, real, _drawn(session, sample, drawn, passing))
 
 
-def has_envelope(session: Session) -> bool:
-    """Whether it is known how far rounding carries a model: of HTP alone, whose noise is measured, and of quantised models."""
+def envelope_of(session: Session) -> Model | None:
+    """The model that tells how far rounding carries another: of HTP alone, whose arithmetic is known, and of quantised models."""
     if session.backend != "htp" or session.executed.context or not session.executed.quantized:
-        return False
-    return session.bench.references.envelope(session.executed) is not None
+        return None
+    soc = session.plan.soc
+    return session.bench.references.envelope(session.executed, soc.htp_arch if soc else None)
 
 
 def _drawn(
     session: Session, sample: Mapping[str, Array], number: int, passing: bool
 ) -> tuple[Mapping[str, Array], ...]:
-    if not number or not has_envelope(session):
+    envelope = envelope_of(session) if number else None
+    if envelope is None:
         return ()
-    envelope = session.bench.references.envelope(session.executed)
-    assert envelope is not None
     run = session.bench.references.run
     return tuple(run(envelope, {**sample, DRAW: value}, LEVEL, passing=passing) for value in DRAWS[:number])
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from benchmarks.defects.nets import NETS, PRECISIONS, Net, Pair, Sample, prepare
 from pytest_qnn.bench import Bench
+from pytest_qnn.devices.soc import find_soc
+from pytest_qnn.layers.arithmetic import EXACT_ARCH
 from pytest_qnn.layers.envelope import DRAW, DRAWS, write_envelope
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.encoding import Encoding
@@ -76,6 +78,11 @@ class Runs:
         backend = self.kept(
             f"{soc}-{pair.name}-{seed}-{self.count}", lambda: self._backend(pair.quantized, soc, samples)
         )
+        arch = find_soc(soc).htp_arch
+        kind = "coarse" if arch < EXACT_ARCH else "fine"
+        drawn = self.kept(
+            f"envelope-{kind}-{pair.name}-{seed}-{self.count}", lambda: self._draws(pair, kind, arch, samples)
+        )
         model = read_model(pair.quantized)
         return [
             Outcome(
@@ -87,7 +94,7 @@ class Runs:
                 spec.name in model.bounded_outputs,
                 *(reference[f"{k}{index}"] for k in "fqr"),
                 backend[f"y{index}"],
-                reference[f"b{index}"],
+                drawn[f"b{index}"],
             )
             for index, spec in enumerate(model.outputs)
         ]
@@ -114,17 +121,23 @@ class Runs:
             "r": [run(quantized, s, CHECK_LEVEL) for s in samples],
             "f": [run(real, s, LEVEL) for s in samples],
         }
-        noisy = self.folder / "models" / f"{quantized.digest[:16]}.envelope.onnx"
-        if not noisy.exists() and not write_envelope(pair.quantized, noisy):
-            raise AssertionError(f"{pair.name} has no envelope: it isn't quantised throughout")
-        envelope = read_model(noisy)
-        draws = [[run(envelope, {**s, DRAW: value}, LEVEL) for s in samples] for value in DRAWS[:KEPT_DRAWS]]
         arrays: dict[str, Array] = {}
         for index, spec in enumerate(quantized.outputs):
             for letter, results in found.items():
                 arrays[f"{letter}{index}"] = np.stack([result[spec.name] for result in results])
-            arrays[f"b{index}"] = np.stack([[result[spec.name] for result in draw] for draw in draws])
         return arrays
+
+    def _draws(self, pair: Pair, kind: str, arch: int, samples: Sequence[Sample]) -> dict[str, Array]:
+        quantized, run = read_model(pair.quantized), self.bench.references.run
+        noisy = self.folder / "models" / f"{quantized.digest[:16]}.{kind}.envelope.onnx"
+        if not write_envelope(pair.quantized, noisy, arch=arch):
+            raise AssertionError(f"{pair.name} has no envelope: it isn't quantised throughout")
+        envelope = read_model(noisy)
+        draws = [[run(envelope, {**s, DRAW: value}, LEVEL) for s in samples] for value in DRAWS[:KEPT_DRAWS]]
+        return {
+            f"b{index}": np.stack([[result[spec.name] for result in draw] for draw in draws])
+            for index, spec in enumerate(quantized.outputs)
+        }
 
     def kept(self, name: str, make: Any) -> dict[str, Array]:
         """Arrays from the folder, or made and put there."""

@@ -1,13 +1,14 @@
 """How far may legitimate rounding carry a model? The QDQ model with noise of its backend's own size before every quantiser.
 
-A backend needn't round as onnxruntime does, and the HTP multiplies 16-bit activations with about nine significant bits: what
-comes of it at the outputs depends on the model alone, so it can be had from the reference: run with such noise, its outputs
-spread as those of a healthy backend may. The noise is a fixed function of the element's place and of the number of the draw, so
+A backend needn't round as onnxruntime does, and HTP's arithmetic is inexact in ways that are known (:mod:`.arithmetic`): what comes of
+it at the outputs depends on the model alone, so it can be had from the reference: run with such noise, its outputs spread as
+those of a healthy backend may. The noise is a fixed function of the element's place and of the number of the draw, so
 that the same draw always gives the same outputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,43 +17,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_qnn.layers.cut import QUIET, WEIGHTED, Layer, find_layers, is_too_large, load_whole
+from pytest_qnn.layers.arithmetic import F64, Exactness, exactness_of, tensor_shapes
+from pytest_qnn.layers.cut import QUIET, Layer, find_layers, is_too_large, load_whole
 from pytest_qnn.model.saved_model import save_model
 
 DRAW = "pytest_qnn_draw"  # the graph input that tells draws apart: float32[1]
 DRAWS = tuple(np.array([np.sqrt(k)], np.float32) for k in (2, 3, 5, 7))  # its values: no two have a rational ratio
 MOST_SAMPLES = 8
-HALF_STEP = 0.5  # steps: rounding another way
-# Steps of 8 bits: products and sums of 16-bit activations on HTP, whose error grows with the range and not with the step.
-# Measured on seven real nets (`python -m benchmarks.defects layers`): rms 0.02 to 0.5 of it over all weighted layers.
-WEIGHTED_HALF_STEP_OF_8_BITS = 0.5
-# Steps of 16 bits, for operators that HTP computes less exactly than to a step
-INEXACT = {"Softmax": 128.0, "LogSoftmax": 128.0, "Sqrt": 32.0, "Div": 16.0, "BatchNormalization": 128.0}
-STEPS_OF_16_BITS = 4.0  # for others, as long as nobody has measured them
-MEASURED = {
-    "Add": 3.0,
-    "Sub": 3.0,
-    "Sum": 3.0,
-    "LeakyRelu": 2.0,
-    "HardSigmoid": 2.0,
-} | dict.fromkeys(  # sums are off by 2 throughout
-    ("Mul", "AveragePool", "GlobalAveragePool", "ReduceMean", "Pow", "LayerNormalization"), 1.0
-)
-COPIES = (
-    "MaxPool",
-    "Pad",
-    "Slice",
-    "Concat",
-    "Split",
-    "Resize",
-    "Gather",
-    "DepthToSpace",
-    "SpaceToDepth",
-    "Max",
-    "Min",
-    "Relu",
-    "Clip",
-)
 
 
 def spread(samples: int) -> list[int]:
@@ -66,24 +37,14 @@ def draws_each(samples: int) -> int:
     return max(1, -(-len(DRAWS) // samples))
 
 
-def amplitude(layer: Layer) -> float:
-    """Largest legitimate error of a layer computed alone, in its own steps; 0 where elements are only moved."""
-    kinds = set(layer.operators)
-    if not kinds or kinds <= set(COPIES):
-        return 0.0
-    if layer.encoding.bits <= 8:
-        return HALF_STEP
-    if kinds & {*WEIGHTED}:
-        return WEIGHTED_HALF_STEP_OF_8_BITS * 2.0 ** (layer.encoding.bits - 8)
-    steps = INEXACT | MEASURED | dict.fromkeys(COPIES, 1.0)
-    return max(steps.get(kind, STEPS_OF_16_BITS) for kind in kinds)
-
-
-def write_envelope(file: Path, output: Path, dimensions: Mapping[str, int] | None = None) -> bool:
+def write_envelope(
+    file: Path, output: Path, dimensions: Mapping[str, int] | None = None, arch: int | None = None
+) -> bool:
     """Write the QDQ model ``file`` with noise before its quantisers to ``output``; it has one more input, :data:`DRAW`.
 
     Args:
         dimensions: sizes for named dynamic dimensions.
+        arch: of the HTP, as for :func:`~pytest_qnn.layers.arithmetic.exactness_of`.
 
     Returns:
         Whether there is an envelope. There is none, and nothing is written, where part of the model computes in float, or a shape isn't
@@ -102,13 +63,14 @@ def write_envelope(file: Path, output: Path, dimensions: Mapping[str, int] | Non
     layers = {layer.tensor: layer for layer in find_layers(proto, file.parent)}
     if not _quantized_throughout(proto, layers.values()):
         return False
-    sizes = {tensor: size for tensor, layer in layers.items() if (size := amplitude(layer))}
-    shapes = _shapes(proto)
+    shapes = tensor_shapes(proto)
+    exactness = exactness_of(proto, file.parent, tuple(layers.values()), arch, shapes)
+    inexact = {t: e for t, e in exactness.items() if e.amplitude or e.relative or e.per_input is not None}
     rng = np.random.default_rng(len(layers))
     nodes: list[Any] = []
     for node in proto.graph.node:
-        size = sizes.get(node.output[0], 0.0)
-        if not size:
+        known = inexact.get(node.output[0])
+        if known is None:
             nodes.append(node)
             continue
         encoding, shape = layers[node.output[0]].encoding, shapes.get(node.input[0])
@@ -117,8 +79,8 @@ def write_envelope(file: Path, output: Path, dimensions: Mapping[str, int] | Non
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.input[0] = f"{node.output[0]}__noisy"
-        nodes += [*_noise(proto.graph, node, shape, size * encoding.step, rng), copy]
-    if not sizes:
+        nodes += [*_noise(proto.graph, node, shape, known, encoding.step, rng), copy]
+    if not inexact:
         return False
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
@@ -135,46 +97,80 @@ def _quantized_throughout(proto: Any, layers: Iterable[Layer]) -> bool:
     return within >= len(computing) and all(len(layer.operators) <= 2 for layer in listed)
 
 
-def _noise(graph: Any, quantizer: Any, shape: tuple[int, ...], size: float, rng: np.random.Generator) -> list[Any]:
-    """Nodes that add ``size * (2 frac(draw * (a + b)) - 1)``: a by the elements' row, b by their place in it."""
-    name = f"{quantizer.output[0]}__"
+def _noise(
+    graph: Any, quantizer: Any, shape: tuple[int, ...], known: Exactness, step: float, rng: np.random.Generator
+) -> list[Any]:
+    """Nodes that add ``size * (2 frac(draw * (a + b)) - 1)`` and an offset: a by the elements' row, b by their place in it.
+
+    ``size`` is the amplitude, and what the layer's input and the element itself add to it. The offset is what a mean over many elements
+    doesn't take away.
+    """
+    name, x = f"{quantizer.output[0]}__", quantizer.input[0]
     split = _split(shape)
     rows = [d if i < split else 1 for i, d in enumerate(shape)]
     places = [1 if i < split else d for i, d in enumerate(shape)]
     constants = {
         "a": rng.uniform(0, 1000, rows),
         "b": rng.uniform(0, 1000, places),
-        "size": np.array(2 * size),
-        "half": np.array(size),
+        "two": np.array(2.0),
+        "one": np.array(1.0),
+        "amplitude": np.array(known.amplitude * step),
     }
-    graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value, np.float32), name + key) for key, value in constants.items()
-    )
     steps = [
         ("Mul", [DRAW, name + "a"], "row"),
         ("Mul", [DRAW, name + "b"], "place"),
         ("Add", [name + "row", name + "place"], "sum"),
         ("Floor", [name + "sum"], "floor"),
         ("Sub", [name + "sum", name + "floor"], "part"),
-        ("Mul", [name + "part", name + "size"], "scaled"),
-        ("Sub", [name + "scaled", name + "half"], "noise"),
-        ("Add", [quantizer.input[0], name + "noise"], "noisy"),
+        ("Mul", [name + "part", name + "two"], "doubled"),
+        ("Sub", [name + "doubled", name + "one"], "unit"),
     ]
-    return [helper.make_node(operator, inputs, [name + out], name=name + out) for operator, inputs, out in steps]
+    size = name + "amplitude"
+    if known.per_input is not None:
+        constants["per_input"] = math.sqrt(3) * step * _along(known.per_input, known.axis, shape)
+        steps += [
+            ("Mul", [known.operand, known.operand], "square"),
+            ("ReduceMean", [name + "square"], "mean"),
+            ("Sqrt", [name + "mean"], "rms"),
+            ("Mul", [name + "rms", name + "per_input"], "added"),
+            ("Add", [size, name + "added"], "with_input"),
+        ]
+        size = name + "with_input"
+    if known.relative:
+        constants["relative"] = np.array(known.relative)
+        steps += [
+            ("Abs", [x], "absolute"),
+            ("Mul", [name + "absolute", name + "relative"], "own"),
+            ("Add", [size, name + "own"], "with_own"),
+        ]
+        size = name + "with_own"
+    steps.append(("Mul", [name + "unit", size], "noise"))
+    noise = name + "noise"
+    if known.offset:
+        constants["offset"] = np.array(known.offset * step)
+        steps.append(("Add", [noise, name + "offset"], "shifted"))
+        noise = name + "shifted"
+    steps.append(("Add", [x, noise], "noisy"))
+    graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value, np.float32), name + key) for key, value in constants.items()
+    )
+    made = [helper.make_node(operator, inputs, [name + out], name=name + out) for operator, inputs, out in steps]
+    for node in made:
+        if node.op_type == "ReduceMean":
+            node.attribute.append(helper.make_attribute("keepdims", 0))
+    return made
+
+
+def _along(values: F64, axis: int, shape: tuple[int, ...]) -> F64:
+    """One value for each channel, laid along an axis of ``shape``; their root mean square where they don't fit there."""
+    if values.size == 1:
+        return values.reshape(())
+    if not shape or shape[axis % len(shape)] != values.size:
+        return np.asarray(np.sqrt(np.square(values).mean()), np.float64)
+    return values.reshape([values.size if i == axis % len(shape) else 1 for i in range(len(shape))])
 
 
 def _split(shape: tuple[int, ...]) -> int:
     """The axis that parts rows from places, so that neither has many more elements than the other."""
     sizes = [np.prod(shape[:k]) + np.prod(shape[k:]) for k in range(len(shape) + 1)]
     return int(np.argmin(sizes))
-
-
-def _shapes(proto: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that quantisers read, where they are known."""
-    inferred = onnx.shape_inference.infer_shapes(proto)
-    found = {}
-    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            found[value.name] = tuple(int(d.dim_value) for d in dims)
-    return found

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pytest_qnn.layers.cut import WEIGHTED, Layer
-from pytest_qnn.layers.envelope import amplitude
+import numpy as np
+
+from pytest_qnn.layers.arithmetic import Exactness
+from pytest_qnn.layers.cut import Layer
 from pytest_qnn.layers.run import LayeredModel, LayerRun
 from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.verdict.layer_rule import LayerCase, LayersVerdict
-
-EXPONENTIAL = frozenset(("Softmax", "LogSoftmax", "Exp"))
-EXPONENTIAL_ERROR = 0.02  # relative; measured: a probability near 1 comes out up to 2.5% off
-SPREADING = frozenset(WEIGHTED) | EXPONENTIAL
 
 
 def judge_layers(layered: LayeredModel, samples: Sequence[Mapping[str, Array]]) -> LayersVerdict:
@@ -27,27 +25,44 @@ def judge_layers(layered: LayeredModel, samples: Sequence[Mapping[str, Array]]) 
 
 def judge_layer_runs(layered: LayeredModel, runs: Iterable[LayerRun]) -> LayersVerdict:
     """The verdict on layers that were run."""
-    cases = {layer.tensor: _case(layer) for layer in layered.layers}
+    known = layered.exactness
+    cases = {layer.tensor: _case(layer, known[layer.tensor]) for layer in layered.layers}
     count = 0
     for run in runs:
         count += 1
         for layer in layered.layers:
             tensor = layer.tensor
-            cases[tensor].add(run.q[tensor], run.y[tensor], run.r[tensor], layer.encoding.zero_point[0])
-            if tensor in layered.rounded_again:
-                cases[tensor].grant(layered.rounded_again[tensor] * layered.rms_of_sources(layer, run))
+            q, y, r = run.q[tensor], run.y[tensor], run.r[tensor]
+            unsaid = _divided_by_zero(layered.layers, known[tensor].divisor, run, q.shape)
+            if unsaid is not None:
+                y, r = np.where(unsaid, q, y), np.where(unsaid, q, r)
+            cases[tensor].add(q, y, r, layer.encoding.zero_point[0])
+            if (per_input := known[tensor].per_input) is not None:
+                cases[tensor].grant(per_input * layered.rms_of_input(known[tensor], run))
     elsewhere = {layer.tensor: layer.name for layer in layered.layers if layered.ran_elsewhere(layer)}
     judged = tuple(case.judge() for tensor, case in cases.items() if tensor not in elsewhere)
     return LayersVerdict(judged, count, tuple(elsewhere.values()))
 
 
-def _case(layer: Layer) -> LayerCase:
+def _divided_by_zero(layers: Sequence[Layer], divisor: str, run: LayerRun, shape: tuple[int, ...]) -> Array | None:
+    """Where a layer divides by what was quantised to 0; None: nowhere."""
+    found = [layer.encoding.zero_point[0] for layer in layers if layer.tensor == divisor]
+    if not found or divisor not in run.q or not (zero := run.q[divisor] == found[0]).any():
+        return None
+    try:
+        return np.broadcast_to(zero, shape)
+    except ValueError:  # moved in between
+        return np.broadcast_to(np.asarray(True), shape)
+
+
+def _case(layer: Layer, exactness: Exactness) -> LayerCase:
     return LayerCase(
         tensor=layer.tensor,
         name=layer.name,
         kind=layer.kind,
-        amplitude=amplitude(layer),
-        spread=bool(SPREADING & set(layer.operators)),
-        relative=EXPONENTIAL_ERROR if EXPONENTIAL & set(layer.operators) else 0.0,
+        amplitude=exactness.amplitude,
+        spread=exactness.spread,
+        relative=exactness.relative,
         bits=layer.encoding.bits,
+        axis=exactness.axis,
     )

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pytest_qnn.errors import ModelError, UsageError
+from pytest_qnn.layers.arithmetic import Exactness, exactness_of
 from pytest_qnn.layers.cut import CutModel, Layer, can_end, cut, find_layers, load_whole, tapped
-from pytest_qnn.layers.weights import rounded_again
 from pytest_qnn.model.onnx_file import Model, read_model
 from pytest_qnn.model.saved_model import save_model
 from pytest_qnn.provisioning import Order, provide
@@ -97,11 +96,10 @@ class LayeredModel:
         )  # tensors; for runs that were kept, where nothing tells the placement
 
     @cached_property
-    def rounded_again(self) -> dict[str, npt.NDArray[np.float64]]:
-        """See :func:`pytest_qnn.layers.weights.rounded_again`."""
-        if self.plan.backend != "htp":
-            return {}
-        return rounded_again(self._proto, self.model.path.parent, self.layers)
+    def exactness(self) -> dict[str, Exactness]:
+        """How exactly HTP computes each layer, by its tensor."""
+        arch = self.plan.soc.htp_arch if self.plan.soc else None
+        return exactness_of(self._proto, self.model.path.parent, self.layers, arch)
 
     def ran_elsewhere(self, layer: Layer) -> bool:
         """Whether onnxruntime's CPU provider computed a node of a layer: nothing is proved of the backend then.
@@ -112,11 +110,13 @@ class LayeredModel:
             return layer.tensor in self.elsewhere
         return not {m.name for m in self.placement.misplaced}.isdisjoint(layer.nodes)
 
-    def rms_of_sources(self, layer: Layer, run: LayerRun) -> float:
-        """Root mean square of what a layer is computed from, in real units; the largest of its sources."""
-        encodings = {other.tensor: other.encoding for other in self.layers}
-        reals = [encodings[s].dequantize(run.q[s]) for s in layer.sources if s in encodings]
-        return max((float(np.sqrt(np.square(real.astype(np.float64)).mean())) for real in reals), default=0.0)
+    def rms_of_input(self, known: Exactness, run: LayerRun) -> float:
+        """Root mean square of what a layer multiplies, in real units; where no layer ends there, the largest that it can be."""
+        for layer in self.layers:
+            if layer.tensor == known.source:
+                real = layer.encoding.dequantize(run.q[layer.tensor]).astype(np.float64)
+                return float(np.sqrt(np.square(real).mean()))
+        return known.input_limit
 
     def run(self, samples: Sequence[Mapping[str, Array]]) -> Iterator[LayerRun]:
         """One run for each sample, in order; only one is in memory at a time.

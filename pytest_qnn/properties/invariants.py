@@ -19,7 +19,7 @@ from pytest_qnn.records.record import make_record
 from pytest_qnn.runners.shared_tensors import Array
 from pytest_qnn.session import Inputs, Run, Session
 from pytest_qnn.settings import unknown_name
-from pytest_qnn.three_ways import has_envelope, reference_values
+from pytest_qnn.three_ways import envelope_of, reference_values
 from pytest_qnn.verdict.judge import OutputVerdict
 
 SHOWN = 3
@@ -111,7 +111,7 @@ def matches_reference(trial: Trial) -> Found:
     run = in_range(trial.run)
     outputs = judge_run(run).outputs
     wide = {s.name for s in trial.session.outputs if s.encoding is not None and s.encoding.bits > 8}
-    if any(o.name in wide and _own_failures(o) for o in outputs) and has_envelope(trial.session):
+    if any(o.name in wide and _own_failures(o) for o in outputs) and envelope_of(trial.session):
         drawn = judge_run(run, envelope=True).outputs
         outputs = tuple(d if d.name in wide else o for o, d in zip(outputs, drawn, strict=True))
         unsure: tuple[str, ...] = UNSURE

@@ -31,7 +31,6 @@ class LayerConstants:
     sigmas: float = 6.0  # standard errors granted to the gain
     gain_count: float = 30.0  # elements that must carry the signal
     channel: float = 3.0  # rms of a channel; healthy maximum 1.9
-    channel_relative: float = 9.0  # of exponentials; healthy maximum 5.9
     peak: float = 4.0  # the largest |e|
     peak_spread: float = 64.0  # likewise: single elements are far off; healthy maximum 42
     again: float = 3.0  # in rms of what rounding weights once more costs a channel
@@ -57,9 +56,11 @@ class LayerCase:
         name, kind: the node that it is called after, and its operators.
         amplitude: the largest error that legitimate rounding makes, in steps.
         spread: whether single elements may be far off: sums of products and exponentials.
-        relative: error of the operator that grows with the value: of exponentials on HTP 0.02, else 0.
+        relative: error of the operator that grows with the value: of Softmax on HTP 0.02, else 0.
         bits: of its encoding.
-        again: rms, in steps, that rounding a channel's weights once more costs it (axis 1); None where that isn't done.
+        axis: along which ``again`` has a number for each channel: 1 or the last, -1.
+        again: rms error, in steps, that follows from the sizes of this layer's weights and inputs: one number, or one for each channel;
+            None where there is no such error.
     """
 
     tensor: str
@@ -69,6 +70,7 @@ class LayerCase:
     spread: bool
     bits: int
     relative: float = 0.0
+    axis: int = 1
     again: npt.NDArray[np.float64] | None = None
     evidence: Evidence = field(default_factory=lambda: Evidence(step=1.0, has_float=False))
     grids: tuple[F64, F64] = field(
@@ -85,7 +87,7 @@ class LayerCase:
         self.evidence.add(q, y, None, r)
 
     def grant(self, again: npt.NDArray[np.float64]) -> None:
-        """Add what rounding weights once more costs each channel with a sample's inputs: rms, in steps; the largest counts."""
+        """Add what rounding once more costs each channel with a sample's inputs: rms, in steps; the largest counts."""
         self.again = again if self.again is None else np.maximum(self.again, again)
 
     def judge(self, constants: LayerConstants = DEFAULT) -> LayerFinding:
@@ -153,12 +155,13 @@ class LayerFinding:
 
 def _limit(factor: float, case: LayerCase, n: int, c: LayerConstants) -> float:
     """``factor`` amplitudes, more where there are few elements, and what the reference itself is unsure of."""
-    own = math.sqrt(case.evidence.sums.h2 / max(case.evidence.sums.n, 1))
-    return factor * max(case.amplitude, 0.5) * (1 + c.few / math.sqrt(n)) + 2 * own
+    s = case.evidence.sums
+    own, signal = (math.sqrt(total / max(s.n, 1)) for total in (s.h2, s.q2))
+    return factor * (max(case.amplitude, 0.5) + case.relative * signal) * (1 + c.few / math.sqrt(n)) + 2 * own
 
 
 def _again(case: LayerCase, c: LayerConstants) -> float:
-    """What rounding weights once more costs the layer as a whole: rms, in steps."""
+    """What rounding once more costs the layer as a whole: rms, in steps."""
     return 0.0 if case.again is None else c.again * math.sqrt(float(np.square(case.again).mean()))
 
 
@@ -182,7 +185,8 @@ def _tests(case: LayerCase, c: LayerConstants) -> list[str | None]:
 
 def _peak(case: LayerCase, c: LayerConstants) -> float:
     again = 0.0 if case.again is None else 2 * c.again * float(case.again.max())
-    return (c.peak_spread if case.spread else c.peak) * max(case.amplitude, 0.5) + again
+    own = 2 * case.relative * case.evidence.sums.max_q
+    return (c.peak_spread if case.spread else c.peak) * max(case.amplitude, 0.5) + own + again
 
 
 def _over(name: str, value: float, limit: float) -> str | None:
@@ -204,7 +208,8 @@ def _gain(case: LayerCase, c: LayerConstants) -> str | None:
 
 
 def _saturation(case: LayerCase, c: LayerConstants) -> str | None:
-    count = max(end.saturated(c.saturation * max(case.amplitude, 0.5)) for end in case.evidence.ends)
+    beyond = c.saturation * max(case.amplitude, 0.5) + case.relative * case.evidence.sums.max_q
+    count = max(end.saturated(beyond) for end in case.evidence.ends)
     if count < c.saturated:
         return None
     return f"saturation: {count} elements at the end of the range all have one value, in the reference not"
@@ -222,10 +227,13 @@ def _grid(case: LayerCase, c: LayerConstants) -> str | None:
 
 def _channel(case: LayerCase, c: LayerConstants) -> str | None:
     worst, text = 1.0, None
+    last = max((sums.axis for sums in case.evidence.channels.values()), default=1)
     for sums in case.evidence.channels.values():
         m = max(sums.elements, 1)
-        limits = np.full(sums.count, _limit(c.channel_relative if case.relative else c.channel, case, m, c))
-        if case.again is not None and sums.axis == 1 and case.again.size == sums.count:
+        own = case.relative * case.evidence.sums.max_q  # one channel may have all that is large
+        limits = np.full(sums.count, _limit(c.channel, case, m, c) + own)
+        along = sums.axis == (case.axis if case.axis > 0 else last)
+        if case.again is not None and case.again.size in (1, sums.count) and (along or case.again.size == 1):
             limits = limits + c.again * case.again
         else:
             limits = limits + 2 * _again(case, c)
