@@ -16,6 +16,7 @@ NAMES = (
     "device_agent",
     "properties",
     "judging",
+    "operators",
 )
 
 for name in sys.argv[1:] or NAMES:
