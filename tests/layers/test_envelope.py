@@ -60,12 +60,14 @@ def test_a_draw_can_be_repeated_and_differs_from_the_next(tmp_path: Path) -> Non
     assert (first != second).mean() > 0.1
 
 
-def test_the_noise_is_centred_and_neighbours_have_their_own(tmp_path: Path) -> None:
+def test_the_noise_is_shifted_a_little_and_neighbours_have_their_own(tmp_path: Path) -> None:
     write_envelope(chain(tmp_path, np.uint16), tmp_path / "envelope.onnx")
     q = run(chain(tmp_path, np.uint16))
     d = np.concatenate([run(tmp_path / "envelope.onnx", k) - q for k in (2, 3, 5, 6, 7, 10, 11, 13)])
-    d[:, q[0] < 2] = 0  # where the Relu may cut something off
-    assert abs(d.mean()) < 0.1 * d.std()
+    free = q[0] > 2  # elsewhere the Relu may cut something off
+    offset, spread = d[:, free].mean(), d[:, free].std()
+    assert -spread < offset < -0.3 * spread, "16 bits cut off, they don't round"
+    d = np.where(free, d - offset, 0)
     for axis in (0, 1, 2, 3):
         ahead, behind = (np.moveaxis(d, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))
         assert abs((ahead * behind).sum() / np.square(d).sum()) < 0.15
