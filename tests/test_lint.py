@@ -97,6 +97,32 @@ def clipped_16bit(path: Path, flawed: bool) -> Path:
     return clipped(path, flawed, np.uint16)
 
 
+def added_bias(path: Path, flawed: bool) -> Path:
+    g = QdqGraph()
+    bias = np.array([0.6, -0.2, 3, 1.4] * 2)
+    inputs = [g.quantize("x", -12, 12), g.weight(IDENTITY)]
+    if not flawed:
+        scale = np.float32(24 / 255 * g.constants[g.nodes[-1].input[1]])
+        stored = [np.rint(bias / scale).astype(np.int32), scale, np.int32(0)]
+        inputs.append(g.node("DequantizeLinear", [g.constant(value) for value in stored]))
+    t = g.node("ConvTranspose", inputs, "up")
+    if flawed:
+        constant = g.weight(bias.reshape(1, 8, 1, 1), np.uint8)
+        t = g.node("Add", [g.quantize(t, -12, 12), constant], "bias")
+    return save(g, path, g.quantize(t, -12, 14))
+
+
+def gated(path: Path, flawed: bool) -> Path:
+    """SiLU over 10 columns and rows, and over 8."""
+    g = QdqGraph()
+    pads = [1 if flawed else 0] * 4
+    t = g.node("Conv", [g.quantize("x", -12, 12, np.uint16), g.weight(IDENTITY)], "conv", pads=pads)
+    t = g.quantize(t, -12, 12, np.uint16)
+    s = g.quantize(g.node("Sigmoid", [t], "sigmoid"), 0, 1, np.uint16)
+    y = g.quantize(g.node("Mul", [t, s], "silu"), -0.3, 12, np.uint16)
+    return save(g, path, y, [1, 8, 10, 10] if flawed else SHAPE)
+
+
 def uneven_weights(path: Path, flawed: bool) -> Path:
     g = QdqGraph()
     weight = KERNEL * SPREAD[:, None, None, None]
@@ -251,6 +277,8 @@ FLAWS = {
     "tanh": Flaw("fixed-encoding", encoded_tanh, "tanh", sqnr),
     "clip": Flaw("clip-lost", clipped, "clip", sqnr, also=("unused-range",)),
     "clip, 16 bits": Flaw("clip-lost", clipped_16bit, "clip", sqnr),
+    "bias": Flaw("bias-rounded", added_bias, "bias", sqnr),
+    "silu": Flaw("silu-fused", gated, "silu", sqnr),
     "weight-range": Flaw("weight-range", uneven_weights, "conv", worst_channel, (exact_conv, exact_conv, SHAPE)),
     "unused-range": Flaw("unused-range", symmetric_sigmoid, "sigmoid", worst_channel, (exact_sigmoid,) * 2 + (SHAPE,)),
     "concat-range": Flaw(

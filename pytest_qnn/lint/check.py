@@ -32,6 +32,8 @@ OF_MODEL: tuple[Callable[[Graph], Iterator[Finding]], ...] = (
     encodings.weight_type,
     encodings.fixed_encoding,
     structure.clip_lost,
+    structure.bias_rounded,
+    structure.silu_fused,
     encodings.weight_range,
     encodings.unused_range,
     encodings.concat_range,

@@ -36,6 +36,8 @@ RULES: Mapping[str, Rule] = {
     "weight-type": Rule(ERROR, "weights of a bit width that the operator doesn't take with these activations"),
     "fixed-encoding": Rule(ERROR, "16-bit Sigmoid, HardSigmoid or Tanh whose encoding isn't the one that HTP writes"),
     "clip-lost": Rule(ERROR, "a Clip that HTP fuses into the operator before it, and whose bounds get lost"),
+    "bias-rounded": Rule(ERROR, "a bias added after a ConvTranspose, which HTP rounds to whole numbers"),
+    "silu-fused": Rule(ERROR, "a 16-bit Conv and SiLU that HTP fuses and computes wrong at this size"),
     "weight-range": Rule(WARNING, "per-tensor weights whose scale is too coarse for some channels"),
     "unused-range": Rule(WARNING, "encodings much wider than the values"),
     "concat-range": Rule(WARNING, "a Concat whose output encoding is too coarse for one of its inputs"),

@@ -120,6 +120,10 @@ class Graph:
 
     def ranks(self) -> dict[str, int]:
         """Tensor -> number of dimensions, where ONNX's shape inference finds it."""
+        return {tensor: len(shape) for tensor, shape in self.shapes().items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor -> shape, where ONNX's shape inference finds it; 0 for a size that it doesn't."""
         copy = onnx.ModelProto()
         copy.CopyFrom(self.proto)
         for node in copy.graph.node:
@@ -130,7 +134,8 @@ class Graph:
         except Exception:  # an inconsistent graph: onnxruntime names what is wrong with it
             inferred = copy
         values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-        return {v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")}
+        types = {v.name: v.type.tensor_type for v in values if v.type.tensor_type.HasField("shape")}
+        return {name: tuple(int(d.dim_value) for d in t.shape.dim) for name, t in types.items()}
 
 
 def label(node: Any) -> str:

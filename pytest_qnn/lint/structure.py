@@ -109,6 +109,58 @@ def clip_lost(graph: Graph) -> Iterator[Finding]:
         )
 
 
+def bias_rounded(graph: Graph) -> Iterator[Finding]:
+    """A constant that is added after a ConvTranspose: HTP makes it the ConvTranspose's bias, rounded to whole numbers."""
+    for node in graph.computing():
+        if node.op_type != "Add":
+            continue
+        for tensor, other in (node.input, reversed(node.input)):
+            before = graph.made_by.get(graph.behind(tensor))
+            if (
+                before is None
+                or before.op_type != "ConvTranspose"
+                or not (graph.is_weight(other) or graph.is_constant(other))
+            ):
+                continue
+            yield Finding(
+                "bias-rounded",
+                label(node),
+                node.op_type,
+                f"HTP makes its constant the bias of {label(before)!r} (ConvTranspose) and rounds it to whole numbers: wrong results",
+                f"make the constant the third input of {label(before)!r} before quantising, and drop this node",
+            )
+
+
+def silu_fused(graph: Graph) -> Iterator[Finding]:
+    """Conv and x * sigmoid(x) of 16 bits: fused, and wrong for some sizes. As measured: 9 to 12 rows, or more of 8 columns at most."""
+    shapes = graph.shapes()
+    for node in graph.computing():
+        if node.op_type != "Mul":
+            continue
+        for x, gate in (node.input, reversed(node.input)):
+            sigmoid, conv = graph.made_by.get(graph.behind(gate)), graph.made_by.get(graph.behind(x))
+            encoding, shape = graph.activation(x), shapes.get(node.output[0], ())
+            if sigmoid is None or conv is None or (sigmoid.op_type, conv.op_type) != ("Sigmoid", "Conv"):
+                continue
+            if (
+                graph.behind(sigmoid.input[0]) != conv.output[0]
+                or encoding is None
+                or encoding.bits <= 8
+                or len(shape) != 4
+            ):
+                continue
+            rows, columns = shape[2:]
+            if 9 <= rows <= 12 or (rows > 12 and 0 < columns <= 8):
+                yield Finding(
+                    "silu-fused",
+                    label(node),
+                    node.op_type,
+                    f"HTP fuses it with {label(conv)!r} (Conv) and computes {rows} rows of {columns} columns wrong: the result has "
+                    "nothing to do with the input",
+                    "quantise these activations with 8 bits, or run the model at another size",
+                )
+
+
 def fused_before(graph: Graph, node: Any) -> Any | None:
     """The operator that a Relu or Clip could be part of, if a Quantize/Dequantize pair of theirs alone lies between."""
     if node.op_type not in ("Relu", "Clip"):

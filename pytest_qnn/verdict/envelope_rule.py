@@ -25,7 +25,7 @@ class EnvelopeConstants:
     rounding_steps: float = 0.6  # rms rounding granted to every element, in steps
     prior_count: float = 8.0  # pseudo elements of prior noise, at -17 dB, so that a few elements don't cry wolf
     prior_power: float = 0.02
-    power: float = 3.0  # |e|^2 over |d|^2, times 1 + few / N; healthy maximum 2.24
+    power: float = 2.0  # |e|^2 over |d|^2 and grain, times 1 + few / N; healthy maxima: documentation
     power_few: float = 4.0
     gain: float = 0.01
     gain_envelope: float = 2.0  # times the slope that the envelope has

@@ -93,7 +93,7 @@ def _unary_16_bits(
 
 
 def _conv_and_silu(file: Path) -> Inputs:
-    """A 1x1 convolution over 10 columns, and x * sigmoid(x), 16 bits: each alone is right."""
+    """A 1x1 convolution over 10 rows, and x * sigmoid(x), 16 bits: each alone is right."""
     g = QdqGraph()
     w = g.weight(np.random.default_rng(0).normal(size=(8, 4, 1, 1)))
     c = g.quantize(g.node("Conv", [g.quantize("x", -4, 4, np.uint16), w], name="conv"), -8, 8, np.uint16)
@@ -279,7 +279,7 @@ ISSUES = (
     Issue("16-bit logarithm of a range that begins at 0", _unary_16_bits("Log", -1.0, 1.4, (0.4, 4), (0, 4)), socs=ALL),
     Issue("Softplus with 16 bits has the accuracy of 8", _unary_16_bits("Softplus", 0, 4), socs=ALL, steps=16),
     Issue(
-        "16-bit convolution and SiLU, fused, over 9 to 12 columns",
+        "16-bit convolution and SiLU, fused, over 9 to 12 rows",
         _conv_and_silu,
         also=("unstable",),  # in a real net it was seen to differ from process to process
         socs=ALL,

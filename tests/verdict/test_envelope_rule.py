@@ -82,7 +82,7 @@ def test_few_samples_are_granted_more() -> None:
         evidence = Evidence(step=STEP, has_float=False, has_check=False)
         envelope = Evidence(step=STEP, has_float=False, has_check=False)
         for k in range(samples):
-            evidence.add(Q[k], (Q[k] + np.float32(0.075) * np.sign(RNG.normal(size=SHAPE))).astype(np.float32))
+            evidence.add(Q[k], (Q[k] + np.float32(0.06) * np.sign(RNG.normal(size=SHAPE))).astype(np.float32))
             envelope.add(Q[k], ENVELOPE[k])
         return any(text.startswith("envelope: ") for text in envelope_failures(evidence, envelope))
 
