@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from pytest_qnn.errors import ModelError, OptionError
 from pytest_qnn.model.onnx_file import Model
@@ -134,8 +136,11 @@ def prepare(source: Path, model: Any, options: QuantizationOptions, work: Path, 
         raise ModelError(
             f"{source}: onnxruntime can't prepare the model: {first_line(error)}. It must run on onnxruntime's CPU first"
         ) from error
-    nodes = onnx.load(str(folded), load_external_data=False).graph.node
-    for node in nodes:  # looked for only now: folding may have removed those whose condition is constant
+    prepared = onnx.load(str(folded), load_external_data=False)
+    if joined := _join_biases(prepared, folded.parent):
+        onnx.save(prepared, str(folded))
+        notes.append(f"made the constants that are added after {', '.join(joined)} biases: HTP would round them")
+    for node in prepared.graph.node:  # looked for only now: folding may have removed those whose condition is constant
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             # onnxruntime takes Relu and Clip away where a quantiser clips: subgraphs would read values that nobody clipped
             raise ModelError(
@@ -143,6 +148,46 @@ def prepare(source: Path, model: Any, options: QuantizationOptions, work: Path, 
                 "it makes it read wrong values. Export the model with its condition or loop fixed, or quantise the parts"
             )
     return folded
+
+
+def _join_biases(model: Any, folder: Path) -> list[str]:
+    """Make a constant that is added after a ConvTranspose its bias; HTP does that too, and rounds it to whole numbers.
+
+    Returns:
+        Names of the ConvTransposes.
+    """
+    graph = model.graph
+    constants = {i.name: i for i in graph.initializer}
+    makers = {o: n for n in graph.node for o in n.output}
+    read = Counter(i for n in graph.node for i in n.input) + Counter(v.name for v in graph.output)
+    joined = []
+    for add in [n for n in graph.node if n.op_type == "Add"]:
+        for tensor, other in (add.input, reversed(add.input)):
+            up, constant = makers.get(tensor), constants.get(other)
+            if up is None or up.op_type != "ConvTranspose" or constant is None or read[tensor] != 1:
+                continue
+            if any(up.input[2:]) or not _is_per_channel(constant.dims):
+                continue
+            weights = constants.get(up.input[1])
+            channels = weights.dims[1] if weights is not None and len(weights.dims) == 4 else 0
+            group = next((a.i for a in up.attribute if a.name == "group"), 1)
+            value = numpy_helper.to_array(constant, str(folder)).reshape(-1)
+            if not channels or value.size not in (1, channels * group):
+                continue
+            bias = f"{add.output[0]}__bias"
+            graph.initializer.append(numpy_helper.from_array(np.resize(value, channels * group), bias))
+            del up.input[2:]
+            up.input.append(bias)
+            up.output[0] = add.output[0]
+            graph.node.remove(add)
+            joined.append(up.name)
+            break
+    return joined
+
+
+def _is_per_channel(shape: Sequence[int]) -> bool:
+    """Whether a constant that is added to [N, C, ...] is one number, or one for each channel: [1, C, 1, 1], [C, 1, 1]."""
+    return math.prod(shape) == 1 or (len(shape) >= 3 and math.prod(shape) == shape[-3] and len(shape) <= 4)
 
 
 def _fix_shapes(model: Any, dimensions: Mapping[str, int]) -> None:

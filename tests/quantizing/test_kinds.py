@@ -6,12 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from pytest_qnn import Backend, assert_fully_offloaded, assert_matches_reference
+from pytest_qnn.assertions import judge_run
+from pytest_qnn.model import quantize
 from pytest_qnn.model.onnx_file import read_model
-from tests.quantizing.conftest import net, samples
+from tests import small_models
+from tests.quantizing.conftest import floats, net, samples
 
 KINDS: dict[str, dict[str, Any]] = {
     "A8W8": {},
@@ -103,3 +108,43 @@ def test_external_data_stays_external_and_is_replaced_with_the_model(float_net: 
     assert read_model(target).quantized
     quantize(given, samples(), target, dimensions={"batch": 1}, external_data=False)
     assert not list(tmp_path.glob("q.onnx.*.data"))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4, 1, 1), (1,)])
+@pytest.mark.parametrize("activations", [8, 16])
+def test_a_bias_added_after_a_transposed_convolution_becomes_its_own(
+    htp: Backend, tmp_path: Path, shape: tuple[int, ...], activations: int
+) -> None:
+    """HTP rounds it to whole numbers otherwise (tests/known_backend_issues)."""
+    bias = np.resize(np.array([0.6, -0.2, 3, 1.4], np.float32), shape)
+    up = helper.make_node("ConvTranspose", ["x", "w"], ["u"], name="up", strides=[2, 2])
+    add = helper.make_node("Add", ["u", "b"], ["y"], name="bias")
+    source = small_models.save(
+        tmp_path / "up.onnx",
+        [up, add],
+        {"x": [1, 4, 6, 6]},
+        {"y": [1, 4, 12, 12]},
+        {"w": floats(4, 4, 2, 2), "b": bias},
+    )
+    data = [{"x": floats(1, 4, 6, 6, seed=seed)} for seed in range(8)]
+    report = quantize(source, data, tmp_path / "up.qdq.onnx", activations=activations)
+    assert any("up" in note and "HTP would round them" in note for note in report.notes)
+    assert "Add" not in {node.op_type for node in onnx.load(tmp_path / "up.qdq.onnx").graph.node}
+    session = htp.load(tmp_path / "up.qdq.onnx", float_model=source)
+    verdict = judge_run(session.run(data))
+    assert verdict.ok
+    assert verdict.outputs[0].figures["sqnr_db"] > 35
+
+
+@pytest.mark.parametrize("flaw", ["read twice", "along rows"])
+def test_what_is_no_bias_stays(tmp_path: Path, flaw: str) -> None:
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w"], ["u"], name="up", strides=[2, 2]),
+        helper.make_node("Add", ["u", "b"], ["a"], name="bias"),
+        helper.make_node("Mul", ["a", "u" if flaw == "read twice" else "a"], ["y"], name="mul"),
+    ]
+    shape = (1, 1, 12, 1) if flaw == "along rows" else (1, 4, 1, 1)
+    constants = {"w": floats(4, 4, 2, 2), "b": floats(*shape)}
+    source = small_models.save(tmp_path / "up.onnx", nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, 12, 12]}, constants)
+    quantize(source, [{"x": floats(1, 4, 6, 6)}], tmp_path / "up.qdq.onnx")
+    assert "Add" in {node.op_type for node in onnx.load(tmp_path / "up.qdq.onnx").graph.node}
