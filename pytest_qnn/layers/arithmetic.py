@@ -26,6 +26,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from pytest_qnn.devices.soc import Soc
 from pytest_qnn.layers.cut import WEIGHTED, Layer
 from pytest_qnn.model.encoding import Encoding
 from pytest_qnn.model.graph_encodings import MOVES_ONLY, GraphEncodings
@@ -38,7 +39,7 @@ LOST = 1024.0  # units of the accumulator, and of a depthwise convolution: healt
 LOST_DEPTHWISE = 2048.0
 WEIGHTED_STEPS = 2.0  # where nothing is lost
 COARSE = 32.0  # steps; v68 and v69
-EXACT_ARCH = 73  # the first that is better
+EXACT_ARCH, OLDEST_ARCH = 73, 68  # the first that is better
 OFFSET = -0.4  # of the amplitude of 16-bit layers: what is lost is cut off, not rounded
 UNKNOWN_PRODUCT = 192.0  # steps: sums of products that none of this explains; healthy maximum of their rms 187
 SOFTMAX_ERROR = 0.02  # of the value; a probability near 1 comes out up to 2.5% off
@@ -121,6 +122,11 @@ def exactness_of(
     known = tensor_shapes(proto) if shapes is None else shapes
     coarse = arch is not None and arch < EXACT_ARCH
     return {layer.tensor: _Weighing(encodings, nodes, known, coarse, layer).exactness() for layer in layers}
+
+
+def arch_of(soc: Soc | None) -> int:
+    """Architecture of a SoC's HTP; of one that isn't known the oldest, which errs most."""
+    return soc.htp_arch if soc is not None else OLDEST_ARCH
 
 
 def tensor_shapes(proto: Any) -> dict[str, tuple[int, ...]]:
