@@ -180,6 +180,8 @@ def _join_biases(model: Any, folder: Path) -> list[str]:
             up.input.append(bias)
             up.output[0] = add.output[0]
             graph.node.remove(add)
+            if read[other] == 1:
+                graph.initializer.remove(constant)
             joined.append(up.name)
             break
     return joined
