@@ -10,6 +10,7 @@ MARKERS = (
     "tolerance(steps=, absolute=, relative=, sqnr_db=, cosine=, top_k=, output=): limits for assert_matches_reference",
     "latency_budget(p50_ms=, p95_ms=, p99_ms=, throughput_ips=, peak_memory_mb=, energy_mj=): limits for assert_latency",
 )
+DEVICE_SETTINGS = ("adb_server", "device_folder", "device_python", "device_runtime")  # how a device is reached and used
 MARKER_NAMES = ("backend", "device", "tolerance", "latency_budget")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_qnn.layers.arithmetic import arch_of
+from pytest_qnn.layers.arithmetic import is_coarse
 from pytest_qnn.layers.envelope import DRAW, DRAWS
 from pytest_qnn.model.onnx_file import Model
 from pytest_qnn.model.tensors import TensorSpec
@@ -54,7 +54,7 @@ def envelope_of(session: Session) -> Model | None:
     """The model that tells how far rounding carries another: of HTP alone, whose arithmetic is known, and of quantised models."""
     if session.backend != "htp" or session.executed.context or not session.executed.quantized:
         return None
-    return session.bench.references.envelope(session.executed, arch_of(session.plan.soc))
+    return session.bench.references.envelope(session.executed, is_coarse(session.plan.soc))
 
 
 def _drawn(

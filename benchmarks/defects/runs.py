@@ -13,7 +13,7 @@ import numpy.typing as npt
 from benchmarks.defects.nets import NETS, PRECISIONS, Net, Pair, Sample, prepare
 from pytest_qnn.bench import Bench
 from pytest_qnn.devices.soc import find_soc
-from pytest_qnn.layers.arithmetic import EXACT_ARCH
+from pytest_qnn.layers.arithmetic import is_coarse
 from pytest_qnn.layers.envelope import DRAW, DRAWS, write_envelope
 from pytest_qnn.markers import BackendRequest
 from pytest_qnn.model.encoding import Encoding
@@ -78,11 +78,8 @@ class Runs:
         backend = self.kept(
             f"{soc}-{pair.name}-{seed}-{self.count}", lambda: self._backend(pair.quantized, soc, samples)
         )
-        arch = find_soc(soc).htp_arch
-        kind = "coarse" if arch < EXACT_ARCH else "fine"
-        drawn = self.kept(
-            f"envelope-{kind}-{pair.name}-{seed}-{self.count}", lambda: self._draws(pair, kind, arch, samples)
-        )
+        kind = "coarse" if is_coarse(find_soc(soc)) else "fine"
+        drawn = self.kept(f"envelope-{kind}-{pair.name}-{seed}-{self.count}", lambda: self._draws(pair, kind, samples))
         model = read_model(pair.quantized)
         return [
             Outcome(
@@ -127,10 +124,10 @@ class Runs:
                 arrays[f"{letter}{index}"] = np.stack([result[spec.name] for result in results])
         return arrays
 
-    def _draws(self, pair: Pair, kind: str, arch: int, samples: Sequence[Sample]) -> dict[str, Array]:
+    def _draws(self, pair: Pair, kind: str, samples: Sequence[Sample]) -> dict[str, Array]:
         quantized, run = read_model(pair.quantized), self.bench.references.run
         noisy = self.folder / "models" / f"{quantized.digest[:16]}.{kind}.envelope.onnx"
-        if not write_envelope(pair.quantized, noisy, arch=arch):
+        if not write_envelope(pair.quantized, noisy, coarse=kind == "coarse"):
             raise AssertionError(f"{pair.name} has no envelope: it isn't quantised throughout")
         envelope = read_model(noisy)
         draws = [[run(envelope, {**s, DRAW: value}, LEVEL) for s in samples] for value in DRAWS[:KEPT_DRAWS]]

@@ -20,6 +20,7 @@ from rich.text import Text
 from pytest_qnn.cli import write
 from pytest_qnn.cli.devices import add_settings, read_settings
 from pytest_qnn.errors import BundleError, PlacementError, QnnError, UsageError
+from pytest_qnn.interface import DEVICE_SETTINGS
 
 if TYPE_CHECKING:
     from pytest_qnn.records.stored_bundle import Bundle
@@ -251,9 +252,7 @@ def _run_again(bundle: Bundle, chosen: argparse.Namespace) -> int:
             raise UsageError("--soc: an attached device has its own: leave out --soc or --device")
         settings = replace(read_settings(chosen, device=chosen.device), target="adb")
     else:
-        if given := [
-            n for n in ("adb_server", "device_folder", "device_python", "device_runtime") if getattr(chosen, n)
-        ]:
+        if given := [name for name in DEVICE_SETTINGS if getattr(chosen, name)]:
             raise UsageError(f"--{given[0].replace('_', '-')} is for a device: name it with --device")
         settings = read_settings(chosen).on_this_host()
         settings = replace(settings, soc=find_soc(chosen.soc or provenance["soc"] or settings.soc).name)

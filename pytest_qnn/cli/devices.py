@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_qnn.cli import write
+from pytest_qnn.interface import DEVICE_SETTINGS, project_folder
 
 if TYPE_CHECKING:
     from pytest_qnn.devices.discovery import DeviceEntry
@@ -43,12 +44,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def read_settings(chosen: argparse.Namespace, **more: object) -> Settings:
     """The project's settings, and what the command line says."""
-    from pytest_qnn.interface import project_folder
     from pytest_qnn.settings import load_settings
 
-    given = {
-        name: getattr(chosen, name) for name in ("adb_server", "device_folder", "device_python", "device_runtime")
-    } | more
+    given = {name: getattr(chosen, name) for name in DEVICE_SETTINGS} | more
     return load_settings(project_folder(Path.cwd()), {k: v for k, v in given.items() if v is not None}, flag="--")
 
 

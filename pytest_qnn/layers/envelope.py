@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_qnn.layers.arithmetic import F64, Exactness, exactness_of, tensor_shapes
+from pytest_qnn.layers.arithmetic import F64, Exactness, exactness_of
 from pytest_qnn.layers.cut import QUIET, Layer, find_layers, is_too_large, load_whole
+from pytest_qnn.model.graph_tensors import tensor_shapes
 from pytest_qnn.model.saved_model import save_model
 
 DRAW = "pytest_qnn_draw"  # the graph input that tells draws apart: float32[1]
@@ -37,14 +38,12 @@ def draws_each(samples: int) -> int:
     return max(1, -(-len(DRAWS) // samples))
 
 
-def write_envelope(
-    file: Path, output: Path, dimensions: Mapping[str, int] | None = None, arch: int | None = None
-) -> bool:
+def write_envelope(file: Path, output: Path, dimensions: Mapping[str, int] | None = None, coarse: bool = False) -> bool:
     """Write the QDQ model ``file`` with noise before its quantisers to ``output``; it has one more input, :data:`DRAW`.
 
     Args:
         dimensions: sizes for named dynamic dimensions.
-        arch: of the HTP, as for :func:`~pytest_qnn.layers.arithmetic.exactness_of`.
+        coarse: as for :func:`~pytest_qnn.layers.arithmetic.exactness_of`.
 
     Returns:
         Whether there is an envelope. There is none, and nothing is written, where part of the model computes in float, or a shape isn't
@@ -64,7 +63,7 @@ def write_envelope(
     if not _quantized_throughout(proto, layers.values()):
         return False
     shapes = tensor_shapes(proto)
-    exactness = exactness_of(proto, file.parent, tuple(layers.values()), arch, shapes)
+    exactness = exactness_of(proto, file.parent, tuple(layers.values()), coarse, shapes)
     inexact = {t: e for t, e in exactness.items() if e.amplitude or e.relative or e.per_input is not None}
     rng = np.random.default_rng(len(layers))
     nodes: list[Any] = []
@@ -73,8 +72,9 @@ def write_envelope(
         if known is None:
             nodes.append(node)
             continue
-        encoding, shape = layers[node.output[0]].encoding, shapes.get(node.input[0])
-        if shape is None or encoding.axis is not None:
+        encoding, inferred = layers[node.output[0]].encoding, shapes.get(node.input[0], (None,))
+        shape = tuple(size for size in inferred if size is not None)
+        if len(shape) < len(inferred) or encoding.axis is not None:
             return False
         copy = onnx.NodeProto()
         copy.CopyFrom(node)

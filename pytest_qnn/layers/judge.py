@@ -49,10 +49,7 @@ def _divided_by_zero(layers: Sequence[Layer], divisor: str, run: LayerRun, shape
     found = [layer.encoding.zero_point[0] for layer in layers if layer.tensor == divisor]
     if not found or divisor not in run.q or not (zero := run.q[divisor] == found[0]).any():
         return None
-    try:
-        return np.broadcast_to(zero, shape)
-    except ValueError:  # moved in between
-        return np.broadcast_to(np.asarray(True), shape)
+    return np.broadcast_to(zero, shape)
 
 
 def _case(layer: Layer, exactness: Exactness) -> LayerCase:

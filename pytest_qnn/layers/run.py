@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_qnn.errors import ModelError, UsageError
-from pytest_qnn.layers.arithmetic import Exactness, arch_of, exactness_of
+from pytest_qnn.layers.arithmetic import Exactness, exactness_of, is_coarse
 from pytest_qnn.layers.cut import CutModel, Layer, can_end, cut, find_layers, load_whole, tapped
 from pytest_qnn.model.onnx_file import Model, read_model
 from pytest_qnn.model.saved_model import save_model
@@ -98,7 +98,7 @@ class LayeredModel:
     @cached_property
     def exactness(self) -> dict[str, Exactness]:
         """How exactly HTP computes each layer, by its tensor."""
-        return exactness_of(self._proto, self.model.path.parent, self.layers, arch_of(self.plan.soc))
+        return exactness_of(self._proto, self.model.path.parent, self.layers, is_coarse(self.plan.soc))
 
     def ran_elsewhere(self, layer: Layer) -> bool:
         """Whether onnxruntime's CPU provider computed a node of a layer: nothing is proved of the backend then.

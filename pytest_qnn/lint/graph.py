@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from pytest_qnn.model.encoding import Encoding
 from pytest_qnn.model.graph_encodings import QUANTIZERS, GraphEncodings
-from pytest_qnn.model.graph_tensors import subgraphs
+from pytest_qnn.model.graph_tensors import subgraphs, tensor_shapes
 from pytest_qnn.model.onnx_file import Model, load_proto
 
 # between quantised tensors these stay quantised without quantisers of their own: onnxruntime exchanges their order
@@ -122,20 +122,9 @@ class Graph:
         """Tensor -> number of dimensions, where ONNX's shape inference finds it."""
         return {tensor: len(shape) for tensor, shape in self.shapes().items()}
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor -> shape, where ONNX's shape inference finds it; 0 for a size that it doesn't."""
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self.proto)
-        for node in copy.graph.node:
-            if node.op_type in QUANTIZERS:
-                node.domain = ""  # com.microsoft's keep shapes just as well, but inference doesn't know them
-        try:
-            inferred = onnx.shape_inference.infer_shapes(copy)
-        except Exception:  # an inconsistent graph: onnxruntime names what is wrong with it
-            inferred = copy
-        values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-        types = {v.name: v.type.tensor_type for v in values if v.type.tensor_type.HasField("shape")}
-        return {name: tuple(int(d.dim_value) for d in t.shape.dim) for name, t in types.items()}
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Tensor -> shape, where ONNX's shape inference finds it; None for a size that it doesn't."""
+        return tensor_shapes(self.proto)
 
 
 def label(node: Any) -> str:

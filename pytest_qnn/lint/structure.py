@@ -150,7 +150,9 @@ def silu_fused(graph: Graph) -> Iterator[Finding]:
             ):
                 continue
             rows, columns = shape[2:]
-            if 9 <= rows <= 12 or (rows > 12 and 0 < columns <= 8):
+            if rows is None or columns is None:
+                continue
+            if 9 <= rows <= 12 or (rows > 12 and columns <= 8):
                 yield Finding(
                     "silu-fused",
                     label(node),

@@ -212,3 +212,24 @@ def _channel_axes(graph: Any, constants: dict[str, Any]) -> dict[str, int]:
             if axis is not None:
                 found.setdefault(name, axis)
     return found
+
+
+def tensor_shapes(proto: Any) -> dict[str, tuple[int | None, ...]]:
+    """Tensor -> shape, where ONNX's shape inference finds it; None for a size that it doesn't."""
+    if any(node.op_type in QUANTIZERS and node.domain for node in proto.graph.node):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        for node in copy.graph.node:
+            if node.op_type in QUANTIZERS:
+                node.domain = ""  # com.microsoft's keep shapes just as well, but inference doesn't know them
+        proto = copy
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except Exception:  # an inconsistent graph: onnxruntime names what is wrong with it
+        inferred = proto
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    types = {v.name: v.type.tensor_type for v in values if v.type.tensor_type.HasField("shape")}
+    return {
+        name: tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in t.shape.dim)
+        for name, t in types.items()
+    }

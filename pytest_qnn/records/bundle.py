@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 
 from pytest_qnn.errors import QnnError
+from pytest_qnn.interface import DEVICE_SETTINGS
 from pytest_qnn.layers.envelope import DRAWS, draws_each
 from pytest_qnn.model.onnx_file import Model, file_digest
 from pytest_qnn.model.tensors import TensorSpec
@@ -53,7 +54,7 @@ ARRAYS_LIMIT = 32 * MIB  # of all kept samples; one sample is kept in any case
 MODEL_LIMIT = 16 * MIB  # of model and float original: smaller ones are copied
 INPUTS, BACKEND, QUANTIZED, CHECK, FLOAT = "inputs.npz", "backend.npz", "quantized.npz", "check.npz", "float.npz"
 ENVELOPE = tuple(f"envelope_{k}.npz" for k in range(len(DRAWS)))
-DEVICE_OPTIONS = ("device", "adb_server", "device_folder", "device_python", "device_runtime")
+DEVICE_OPTIONS = ("device", *DEVICE_SETTINGS)
 MODEL, FLOAT_MODEL = "model.onnx", "float_model.onnx"
 
 

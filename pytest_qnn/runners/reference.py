@@ -114,22 +114,22 @@ class ReferenceRunner:
             self._twins[model.digest] = read_model(file, dict(model.dimensions))
         return self._twins[model.digest]
 
-    def envelope(self, model: Model, arch: int | None = None) -> Model | None:
+    def envelope(self, model: Model, coarse: bool = False) -> Model | None:
         """The QDQ model with an HTP's rounding noise (see ``layers.envelope``); None where it has no envelope.
 
         Args:
-            arch: of the HTP.
+            coarse: as for :func:`~pytest_qnn.layers.arithmetic.exactness_of`.
 
         Raises:
             TargetError: there is no room for it.
         """
         from pytest_qnn.layers.envelope import write_envelope
 
-        key = f"{model.digest} {model.dimensions} {arch}"
+        key = f"{model.digest} {model.dimensions} {coarse}"
         if key not in self._envelopes:
             file = self._folders.enter_context(temporary_folder()) / f"{model.digest[:16]}.onnx"
             try:
-                written = write_envelope(model.path, file, dict(model.dimensions), arch)
+                written = write_envelope(model.path, file, dict(model.dimensions), coarse)
             except OptionError as error:
                 raise TargetError(f"{model.path.name}: no room for its rounding envelope: {error}") from error
             check_unchanged(model)

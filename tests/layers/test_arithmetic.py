@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from pytest_qnn.backend import Backend
-from pytest_qnn.layers.arithmetic import UNKNOWN_PRODUCT, Exactness, exactness_of
+from pytest_qnn.devices.soc import find_soc
+from pytest_qnn.layers.arithmetic import UNKNOWN_PRODUCT, Exactness, exactness_of, is_coarse
 from pytest_qnn.layers.cut import can_end, find_layers
 from pytest_qnn.layers.judge import judge_layers
 from pytest_qnn.markers import BackendRequest
@@ -18,11 +19,11 @@ from tests.qdq_graph import QdqGraph
 RNG = np.random.default_rng(5)
 
 
-def known(file: Path, arch: int | None = None) -> dict[str, Exactness]:
+def known(file: Path, coarse: bool = False) -> dict[str, Exactness]:
     """By the layer's name."""
     proto = onnx.load(str(file))
     layers = find_layers(proto, file.parent, can_end)
-    found = exactness_of(proto, file.parent, layers, arch)
+    found = exactness_of(proto, file.parent, layers, coarse)
     return {layer.name: found[layer.tensor] for layer in layers}
 
 
@@ -50,8 +51,8 @@ def test_what_an_accumulator_loses_follows_from_the_three_scales(tmp_path: Path)
     units = (8 / 65535) * 0.01 / (16 / 65535)
     assert known(conv(tmp_path))["conv"].amplitude == pytest.approx(2 + 1024 * units)
     assert known(conv(tmp_path, group=8))["conv"].amplitude == pytest.approx(2 + 2048 * units)
-    assert known(conv(tmp_path), arch=68)["conv"].amplitude == pytest.approx(34 + 1024 * units)
-    assert known(conv(tmp_path), arch=75)["conv"].offset == pytest.approx(-0.4 * (2 + 1024 * units))
+    assert known(conv(tmp_path), coarse=True)["conv"].amplitude == pytest.approx(34 + 1024 * units)
+    assert known(conv(tmp_path))["conv"].offset == pytest.approx(-0.4 * (2 + 1024 * units))
     eight = known(conv(tmp_path, np.uint8))["conv"]
     assert (eight.amplitude, eight.offset, eight.per_input) == (0.5, 0.0, None)
 
@@ -94,7 +95,7 @@ def test_the_simulator_errs_by_as_much_as_is_said(htp: Backend, tmp_path: Path, 
         verdict = judge_layers(backend.load(file).layered, [sample])
         assert verdict.ok, verdict.failed
         (layer,) = (found for found in verdict.layers if found.name == name)
-        said = known(file, 68 if soc == "SM8350" else 75)[name]
+        said = known(file, is_coarse(find_soc(soc)))[name]
         predicted = 0.0 if said.per_input is None else float(said.per_input[0]) * np.sqrt(np.square(sample["a"]).mean())
         if predicted:
             assert layer.rms_steps == pytest.approx(predicted, rel=0.1)
@@ -102,17 +103,26 @@ def test_the_simulator_errs_by_as_much_as_is_said(htp: Backend, tmp_path: Path, 
             assert 0 < layer.rms_steps < said.amplitude
 
 
-def test_what_is_divided_by_zero_is_not_the_backends_fault(htp: Backend, tmp_path: Path) -> None:
+def ratio(folder: Path, moved: bool = False) -> Path:
     g = QdqGraph()
     a, b = g.quantize("a", -4, 4), g.quantize("b", 0, 4)
-    y = g.quantize(g.node("Div", [a, b], name="ratio"), -8, 8)
-    file = g.save(tmp_path / "ratio.onnx", {"a": [1, 4, 16], "b": [1, 4, 1]}, y, [1, 4, 16])
+    y = g.node("Div", [a, b], name="ratio")
+    y = g.quantize(g.node("Transpose", [y], perm=[0, 2, 1]) if moved else y, -8, 8)
+    return g.save(folder / "ratio.onnx", {"a": [1, 4, 16], "b": [1, 4, 1]}, y, [1, 16, 4] if moved else [1, 4, 16])
+
+
+def test_quotients_that_are_moved_are_all_judged(tmp_path: Path) -> None:
+    assert known(ratio(tmp_path))["ratio"].divisor
+    assert not known(ratio(tmp_path, moved=True))["ratio"].divisor
+
+
+def test_what_is_divided_by_zero_is_not_the_backends_fault(htp: Backend, tmp_path: Path) -> None:
     sample = {
         "a": np.linspace(-4, 4, 64, dtype=np.float32).reshape(1, 4, 16)
         * np.array([1, 1, 0, 1], np.float32).reshape(1, 4, 1),
         "b": np.array([1, 2, 0, 3], np.float32).reshape(1, 4, 1),
     }
-    session = htp.load(file)
+    session = htp.load(ratio(tmp_path))
     assert judge_layers(session.layered, [sample]).ok
     (run,) = session.layered.run([sample])
     layer = session.layered.layers[-1].tensor

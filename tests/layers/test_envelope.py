@@ -48,7 +48,7 @@ def test_sixteen_bits_get_the_noise_of_what_the_accumulator_loses(tmp_path: Path
     q, b = run(source), run(tmp_path / "envelope.onnx", 2)
     steps = np.abs(b - q) / (20 / 65535)
     assert 2 < np.sqrt(np.mean(np.square(steps[q > 1]))) < 20
-    write_envelope(source, tmp_path / "older.onnx", arch=68)
+    write_envelope(source, tmp_path / "older.onnx", coarse=True)
     older = np.abs(run(tmp_path / "older.onnx", 2) - q) / (20 / 65535)
     assert 20 < np.sqrt(np.mean(np.square(older[q > 1]))) < 80
 
