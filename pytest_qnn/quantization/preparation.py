@@ -137,7 +137,7 @@ def prepare(source: Path, model: Any, options: QuantizationOptions, work: Path, 
             f"{source}: onnxruntime can't prepare the model: {first_line(error)}. It must run on onnxruntime's CPU first"
         ) from error
     prepared = onnx.load(str(folded), load_external_data=False)
-    if joined := _join_biases(prepared, folded.parent):
+    if joined := _join_biases(prepared, folded.parent, grouped=not options.per_channel):
         onnx.save(prepared, str(folded))
         notes.append(f"made the constants that are added after {', '.join(joined)} biases: HTP would round them")
     for node in prepared.graph.node:  # looked for only now: folding may have removed those whose condition is constant
@@ -150,8 +150,11 @@ def prepare(source: Path, model: Any, options: QuantizationOptions, work: Path, 
     return folded
 
 
-def _join_biases(model: Any, folder: Path) -> list[str]:
+def _join_biases(model: Any, folder: Path, grouped: bool) -> list[str]:
     """Make a constant that is added after a ConvTranspose its bias; HTP does that too, and rounds it to whole numbers.
+
+    Args:
+        grouped: also where the ConvTranspose has groups: onnxruntime can't quantise their bias per channel.
 
     Returns:
         Names of the ConvTransposes.
@@ -172,7 +175,7 @@ def _join_biases(model: Any, folder: Path) -> list[str]:
             channels = weights.dims[1] if weights is not None and len(weights.dims) == 4 else 0
             group = next((a.i for a in up.attribute if a.name == "group"), 1)
             value = numpy_helper.to_array(constant, str(folder)).reshape(-1)
-            if not channels or value.size not in (1, channels * group):
+            if (group > 1 and not grouped) or not channels or value.size not in (1, channels * group):
                 continue
             bias = f"{add.output[0]}__bias"
             graph.initializer.append(numpy_helper.from_array(np.resize(value, channels * group), bias))

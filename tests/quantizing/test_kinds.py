@@ -149,3 +149,15 @@ def test_what_is_no_bias_stays(tmp_path: Path, flaw: str) -> None:
     source = small_models.save(tmp_path / "up.onnx", nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, 12, 12]}, constants)
     quantize(source, [{"x": floats(1, 4, 6, 6)}], tmp_path / "up.qdq.onnx")
     assert "Add" in {node.op_type for node in onnx.load(tmp_path / "up.qdq.onnx").graph.node}
+
+
+@pytest.mark.parametrize(("per_channel", "kept"), [(False, []), (True, ["Add"])])
+def test_a_bias_that_onnxruntime_could_not_quantise_stays_apart(
+    tmp_path: Path, per_channel: bool, kept: list[str]
+) -> None:
+    up = helper.make_node("ConvTranspose", ["x", "w"], ["u"], name="up", strides=[2, 2], group=2)
+    nodes = [up, helper.make_node("Add", ["u", "b"], ["y"], name="bias")]
+    constants = {"w": floats(4, 2, 2, 2), "b": floats(1, 4, 1, 1)}
+    source = small_models.save(tmp_path / "up.onnx", nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, 12, 12]}, constants)
+    quantize(source, [{"x": floats(1, 4, 6, 6)}], tmp_path / "up.qdq.onnx", per_channel=per_channel)
+    assert [n.op_type for n in onnx.load(tmp_path / "up.qdq.onnx").graph.node if n.op_type == "Add"] == kept
